@@ -1,0 +1,25 @@
+"""Numbers as the field writes them: ``8/255``."""
+
+from __future__ import annotations
+
+
+def parse_number(value: float | str, name: str) -> float:
+    """Turn ``0.03`` or ``"8/255"`` into a float.
+
+    Args:
+        value: a number, or a string holding a number or a fraction of two numbers.
+        name: the argument's name, for the error.
+
+    Raises:
+        ValueError: if the string is neither a number nor a fraction, or divides by zero.
+        TypeError: if ``value`` is neither a number nor a string.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise TypeError(f"`{name}` must be a number or a fraction such as '8/255', got {value!r}")
+    if not isinstance(value, str):
+        return float(value)
+    try:
+        numerator, slash, denominator = value.partition("/")
+        return float(numerator) / float(denominator) if slash else float(numerator)
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(f"`{name}` must be a number or a fraction such as '8/255', got {value!r}") from None

@@ -1,0 +1,63 @@
+"""Metadata and the folder mapping; tool settings live in pyproject.toml."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+root = Path(__file__).parent
+version = re.search(r'^__version__ = "(.+)"$', (root / "pl_robust" / "__init__.py").read_text("utf-8"), re.MULTILINE)
+if version is None:
+    raise RuntimeError("pl_robust/__init__.py holds no __version__")
+
+setup(
+    name="pl_robust",
+    version=version.group(1),
+    description="Robustness and deep-learning-theory tools that drop into a PyTorch Lightning project",
+    long_description=(root / "README.md").read_text("utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.10",  # pytorch-lightning 2.6 needs it
+    # callbacks/ and datamodules/ stand beside pl_robust/ in the repository and are installed inside it.
+    package_dir={
+        "pl_robust": "pl_robust",
+        "pl_robust.callbacks": "callbacks",
+        "pl_robust.datamodules": "datamodules",
+    },
+    packages=["pl_robust", *(f"pl_robust.{room}" for room in find_packages("pl_robust"))]
+    + ["pl_robust.callbacks", "pl_robust.datamodules"],
+    package_data={"pl_robust": ["py.typed"]},
+    install_requires=[
+        "torch>=2.1",  # the oldest that pytorch-lightning 2.6 takes
+        "torchvision>=0.16",  # the one beside torch 2.1
+        # 1.9.5 is the last release that lightning-bolts takes; 2.6.2 and 2.6.3 were compromised (GHSA-w37p-236h-pfx3)
+        "pytorch-lightning>=1.9.5,<3,!=2.6.2,!=2.6.3",
+        "torchmetrics>=1.0",  # what pytorch-lightning 2.x is tested with
+        "jsonargparse[signatures]>=4.39",  # the bound of pytorch-lightning's own extra for LightningCLI
+        "tensorboard>=2.9.1",  # TensorBoardLogger's own bound
+        "matplotlib>=3.6",  # the callbacks' figures; constrained layout as an argument of subplots
+        "numpy>=1.22",
+        "scikit-learn>=1.2",  # ships the digits data
+    ],
+    extras_require={
+        "lightning": ["lightning>=2.1,<3,!=2.6.2,!=2.6.3"],  # the other spelling of the same framework
+        "test": [
+            "pytest>=8",
+            "torchattacks>=3.5",  # the oracle of the attacks
+            "lightning>=2.1,<3,!=2.6.2,!=2.6.3",
+            "build>=1",
+            "setuptools>=64",
+            "wheel",
+        ],
+        "dev": ["mypy>=1.13", "ruff>=0.9"],
+    },
+    entry_points={"console_scripts": ["pl-robust = pl_robust.__main__:main"]},
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+)
