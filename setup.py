@@ -25,8 +25,12 @@ setup(
         "pl_robust.callbacks": "callbacks",
         "pl_robust.datamodules": "datamodules",
     },
-    packages=["pl_robust", *(f"pl_robust.{room}" for room in find_packages("pl_robust"))]
-    + ["pl_robust.callbacks", "pl_robust.datamodules"],
+    packages=[
+        "pl_robust",
+        *(f"pl_robust.{room}" for room in find_packages("pl_robust")),
+        "pl_robust.callbacks",
+        "pl_robust.datamodules",
+    ],
     package_data={"pl_robust": ["py.typed"]},
     install_requires=[
         "torch>=2.1",  # the oldest that pytorch-lightning 2.6 takes
@@ -52,7 +56,7 @@ setup(
         ],
         "dev": ["mypy>=1.13", "ruff>=0.9"],
     },
-    entry_points={"console_scripts": ["pl-robust = pl_robust.__main__:main"]},
+    entry_points={"console_scripts": ["pl-robust = pl_robust.cli:main"]},
     classifiers=[
         "Development Status :: 4 - Beta",
         "Intended Audience :: Science/Research",

@@ -29,7 +29,7 @@ def split_batch(batch: Any, input_key: str | int = 0, label_key: str | int = 1) 
         present = list(range(len(batch)))
     else:
         raise TypeError(
-            f"a batch must be a tuple, list, namedtuple or dict that holds inputs and labels, got {type(batch).__name__}"
+            f"a batch must be a tuple, list, namedtuple or dict holding inputs and labels, got {type(batch).__name__}"
         )
     for name, key in (("input_key", input_key), ("label_key", label_key)):
         if key not in present:

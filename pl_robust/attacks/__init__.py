@@ -1,15 +1,9 @@
 """Adversarial attacks in pure torch: ``attack(model, x, y) -> x_adv``; only the input's gradient is ever taken."""
 
-from pl_robust._lazy import attach
+# Not a lazy face: a function shares its file's name, and importing the file would put the module in its place.
+from pl_robust.attacks.attack import Attack
+from pl_robust.attacks.fgsm import FGSM, fgsm
+from pl_robust.attacks.nfgsm import NFGSM, nfgsm
+from pl_robust.attacks.pgd import PGD, pgd
 
-_HOMES = {
-    "FGSM": "fgsm",
-    "NFGSM": "nfgsm",
-    "PGD": "pgd",
-    "Attack": "attack",
-    "fgsm": "fgsm",
-    "nfgsm": "nfgsm",
-    "pgd": "pgd",
-}
-__all__ = tuple(sorted(_HOMES))
-__getattr__, __dir__ = attach(__name__, _HOMES)
+__all__ = ("FGSM", "NFGSM", "PGD", "Attack", "fgsm", "nfgsm", "pgd")

@@ -1,7 +1,6 @@
 """Batch to batch, in pure torch: image batches are float [B, C, H, W] in [0, 1]."""
 
-from pl_robust._lazy import attach
+# Not a lazy face: a function shares its file's name, and importing the file would put the module in its place.
+from pl_robust.transforms.dct_carrier import dct_carrier
 
-_HOMES = {"dct_carrier": "dct_carrier"}
-__all__ = tuple(sorted(_HOMES))
-__getattr__, __dir__ = attach(__name__, _HOMES)
+__all__ = ("dct_carrier",)

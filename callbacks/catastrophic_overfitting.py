@@ -1,0 +1,346 @@
+"""Catch catastrophic overfitting while it happens."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+import torch
+from pl_robust.callbacks._co_report import draw_curves, summarize
+from pl_robust.callbacks._collapse import has_collapsed
+from pl_robust.callbacks._snapshot import Snapshot, restore_snapshot, take_snapshot
+from torch import Tensor
+from torch.nn import functional as F
+
+from pl_robust._figure import publish_figure
+from pl_robust._lightning import Callback, LightningModule, MisconfigurationException, Trainer, rank_zero_warn
+from pl_robust._probe import probe
+from pl_robust._probe_set import CHUNK, probe_set
+from pl_robust.attacks import PGD, Attack
+from pl_robust.attacks._target import Normalization, check_choices, under_attack
+from pl_robust.attacks._threat_model import Norm, Radius, ThreatModel, parse_radius
+
+Action = Literal["warn", "stop", "rollback"]
+
+_HEALTHY = 0.9
+"""Share of the best PGD accuracy that a check must show for its weights to be worth going back to."""
+
+
+class CatastrophicOverfittingDetector(Callback):
+    """Watch a training for catastrophic overfitting (CO; Wong et al. 2020), and act on it.
+
+    Drop it into any Trainer whose module's ``forward(x)`` gives logits [B, K] and whose batches hold (x, y). On a fixed
+    probe set, in eval mode, it measures after every n epochs or steps and logs:
+
+    * ``co/acc``: accuracy on clean inputs;
+    * ``co/acc_fgsm``: accuracy under the single-step attack;
+    * ``co/acc_pgd``: accuracy under a short PGD;
+    * ``co/gap``: their difference;
+    * ``co/grad_align``: mean cosine of the input gradients at x and at a random point of its eps-ball
+      (Andriushchenko & Flammarion 2020, eq. 4), which falls to 0 at CO;
+    * ``co/detected``: 1 while PGD accuracy is lost and single-step accuracy is not, else 0.
+
+    What counts as CO is said at ``has_collapsed``: PGD accuracy has fallen to half of its own best while single-step
+    accuracy stays high. A network that was never robust is not CO, nor is a dip that a small probe set explains. At
+    the end of fit it prints a table and draws the curves, to the loggers and as PNG into the run's folder.
+
+    With ``action="warn"`` it only looks: weights, buffers, gradients, optimizer and random numbers are bit for bit as
+    without it. All ranks share the work and decide alike; state survives a resume; several detectors can live in one
+    Trainer (the second of the same ``prefix`` logs under ``co_2/``).
+
+    Args:
+        eps: radius of the ball in input units, 8/255 for images in [0, 1]; a float, ``"8/255"``, or one number per
+            channel.
+        norm: ``"linf"`` or ``"l2"``.
+        bounds: lowest and highest valid input value, or None for data that may leave [0, 1].
+        normalization: (mean, std) per channel of data that is normalized before it reaches the module.
+        attack: the single-step attack; None means FGSM at eps. Give the training attack if it is another one.
+        strong_attack: the attack that must not succeed much better; None means PGD with 10 steps at eps.
+        every_n_epochs: check at the end of every n-th training epoch.
+        every_n_steps: check after every n-th optimizer step instead.
+        max_samples: size of the probe set: the first samples of the first validation dataloader.
+        probe_data: (x, y) to look at instead: inputs [N, ...] as the module takes them, and labels [N].
+        action: what to do at CO: ``"warn"``; ``"stop"`` the training; or ``"rollback"``: put weights, optimizers and
+            schedules back to the last healthy check, at 90 % of the best PGD accuracy or more, and then stop, or go on
+            with ``fallback_attack``.
+        fallback_attack: the stronger attack to go on with after a rollback; the module must hold its training attack as
+            ``attack``, as ``AdversarialTraining`` does. At a second CO the training is rolled back and stopped.
+        max_kept: largest share of the best PGD accuracy that counts as collapsed.
+        input_key: where a batch holds its inputs: position in tuples and lists, key in dicts.
+        label_key: where a batch holds its labels.
+        prefix: first part of the logged names.
+
+    Raises:
+        ValueError: at construction, for a value that is not allowed.
+        MisconfigurationException: at the start of fit, if module or strategy cannot be watched; at the first check, if
+            there is no validation data.
+    """
+
+    def __init__(
+        self,
+        eps: Radius,
+        *,
+        norm: Norm = "linf",
+        bounds: tuple[float, float] | None = (0.0, 1.0),
+        normalization: Normalization | None = None,
+        attack: Attack | None = None,
+        strong_attack: Attack | None = None,
+        every_n_epochs: int = 1,
+        every_n_steps: int | None = None,
+        max_samples: int = 512,
+        probe_data: tuple[Tensor, Tensor] | None = None,
+        action: Action = "warn",
+        fallback_attack: Attack | None = None,
+        max_kept: float = 0.5,
+        input_key: str | int = 0,
+        label_key: str | int = 1,
+        prefix: str = "co",
+    ) -> None:
+        super().__init__()
+        self.ball = ThreatModel(parse_radius(eps, "eps"), norm, bounds)
+        check_choices(normalization, "train")
+        counts = {"every_n_epochs": every_n_epochs, "every_n_steps": every_n_steps, "max_samples": max_samples}
+        for name, count in counts.items():
+            if count is not None and count < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {count!r}")
+        if action not in get_args(Action):
+            raise ValueError(f"`action` must be one of {get_args(Action)}, got {action!r}")
+        if fallback_attack is not None and action != "rollback":
+            raise ValueError(f"`fallback_attack` is used after a rollback: set action='rollback', got {action!r}")
+        if not 0 < max_kept < 1:
+            raise ValueError(f"`max_kept` must lie between 0 and 1, a share of the best PGD accuracy, got {max_kept!r}")
+        self.normalization = normalization
+        self.attack = attack
+        if strong_attack is None:
+            strong_attack = PGD(eps, norm=norm, bounds=bounds, normalization=normalization)
+        self.strong_attack = strong_attack.for_evaluation()
+        self.every_n_epochs = every_n_epochs
+        self.every_n_steps = every_n_steps
+        self.max_samples = max_samples
+        self.probe_data = probe_data
+        self.action = action
+        self.fallback_attack = fallback_attack
+        self.max_kept = max_kept
+        self.input_key = input_key
+        self.label_key = label_key
+        self.prefix = prefix
+        self.history: list[dict[str, float]] = []
+        self._logged_as = prefix
+        self._on_fallback = False
+        self._snapshot: Snapshot | None = None
+        self._probe_set: tuple[int, list[tuple[int, Tensor, Tensor]]] | None = None
+        self._chance = 0.0
+
+    @property
+    def state_key(self) -> str:
+        """Tell detectors apart by what they measure and how they log it."""
+        eps = self.ball.eps.tolist() if isinstance(self.ball.eps, Tensor) else self.ball.eps
+        return self._generate_state_key(eps=eps, norm=self.ball.norm, prefix=self.prefix)
+
+    @property
+    def best_pgd(self) -> float:
+        """Highest accuracy under PGD at any check so far, 0 before the first."""
+        return max((row["acc_pgd"] for row in self.history), default=0.0)
+
+    @property
+    def detections(self) -> list[dict[str, float]]:
+        """The checks at which CO set in: the history's rows whose ``detected`` is 1 after a row where it is 0."""
+        before = [0.0, *(row["detected"] for row in self.history)]
+        return [row for row, was in zip(self.history, before, strict=False) if row["detected"] and not was]
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Check that module and strategy can be watched, and find the prefix."""
+        if stage != "fit":
+            return
+        strategy = type(trainer.strategy).__name__
+        if any(word in strategy for word in ("FSDP", "DeepSpeed", "ModelParallel")):
+            raise MisconfigurationException(
+                f"{type(self).__name__} needs whole parameters on every rank, {strategy} splits them: use 'ddp'"
+            )
+        if self.fallback_attack is not None and not isinstance(getattr(pl_module, "attack", None), Attack):
+            raise MisconfigurationException(
+                f"`fallback_attack` replaces the module's attribute `attack`, and {type(pl_module).__name__} has no "
+                "attack there: use AdversarialTraining, or leave `fallback_attack` out to stop after the rollback"
+            )
+        # hasattr instead of isinstance: the list may hold callbacks of any origin.
+        same = [other for other in trainer.callbacks if getattr(other, "prefix", None) == self.prefix]  # type: ignore[attr-defined]
+        number = same.index(self) + 1
+        self._logged_as = self.prefix if number == 1 else f"{self.prefix}_{number}"
+        self._probe_set = None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take up the fallback attack where a resumed run had it."""
+        if self._on_fallback and self.fallback_attack is None:
+            raise MisconfigurationException(
+                "the checkpoint comes from a run that went on with its `fallback_attack`, and this detector has none: "
+                "give it the same `fallback_attack`"
+            )
+        if self._on_fallback:
+            pl_module.attack = self.fallback_attack
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Check, if it is time by steps."""
+        step = trainer.global_step
+        if self.every_n_steps is None or step == 0 or step % self.every_n_steps:
+            return
+        if not self.history or self.history[-1]["step"] != step:  # under accumulation a step spans several batches
+            self._check(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check, if it is time by epochs."""
+        if self.every_n_steps is None and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
+            self._check(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the table, publish the figure."""
+        directory = trainer.log_dir  # every rank asks: Lightning broadcasts it
+        if not trainer.is_global_zero or not self.history:
+            return
+        figure = draw_curves(self.history, self.detections, self._logged_as)
+        path = publish_figure(trainer, f"{self._logged_as}/curves", figure, directory)
+        trainer.print(summarize(self.history, self.detections, self._logged_as))
+        if path is not None:
+            trainer.print(f"Curves: {path}")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a resumed run needs to go on as if nothing had happened."""
+        return {"history": list(self.history), "on_fallback": self._on_fallback, "snapshot": self._snapshot}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the state of a checkpoint."""
+        self.history = [dict(row) for row in state_dict["history"]]
+        self._on_fallback = state_dict["on_fallback"]
+        self._snapshot = state_dict["snapshot"]
+
+    def _check(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        row = {"epoch": trainer.current_epoch, "step": trainer.global_step, **self._measure(trainer, pl_module)}
+        samples = row.pop("samples")
+        best = max(self.best_pgd, row["acc_pgd"])
+        detected = has_collapsed(
+            row["acc_fgsm"], row["acc_pgd"], best, chance=self._chance, samples=int(samples), max_kept=self.max_kept
+        )
+        row["detected"] = float(detected)
+        self.history.append(row)
+        metrics = {f"{self._logged_as}/{name}": value for name, value in row.items() if name not in ("epoch", "step")}
+        for name, value in metrics.items():
+            on_bar = name.endswith(("/acc_pgd", "/detected"))
+            by_step = self.every_n_steps is not None
+            pl_module.log(
+                name, value, prog_bar=on_bar, logger=False, sync_dist=True, on_step=by_step, on_epoch=not by_step
+            )
+        # Straight to the loggers: a check between two logging steps must not be lost.
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, step=trainer.global_step)
+        if detected:
+            self._act(trainer, pl_module, best)
+        elif self.action == "rollback" and row["acc_pgd"] >= _HEALTHY * best:
+            self._snapshot = take_snapshot(trainer, pl_module)
+
+    def _measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
+        """Measure on the probe set; the same numbers on every rank, whatever the number of ranks."""
+        with probe(pl_module):
+            if self._probe_set is None:
+                self._probe_set = self._read_probe_set(trainer)
+            chunks, mine = self._probe_set
+            table = torch.zeros(chunks, 6, device=pl_module.device)
+            classes = 0
+            for index, x, y in mine:
+                with trainer.precision_plugin.forward_context():
+                    table[index], classes = self._measure_chunk(
+                        pl_module, x.to(pl_module.device), y.to(pl_module.device), index
+                    )
+            # Each rank has filled in its own chunks: adding zeros to them is exact, and what follows has one order.
+            table = trainer.strategy.reduce(table, reduce_op="sum")
+            if self._chance == 0.0:
+                self._chance = _constant_accuracy(trainer, [y for _, _, y in mine], classes, pl_module.device)
+        samples, clean, single, strong, cosine, defined = table.double().cpu().sum(0).tolist()
+        return {
+            "acc": clean / samples,
+            "acc_fgsm": single / samples,
+            "acc_pgd": strong / samples,
+            "gap": (single - strong) / samples,
+            "grad_align": cosine / max(defined, 1.0),
+            "samples": samples,
+        }
+
+    def _read_probe_set(self, trainer: Trainer) -> tuple[int, list[tuple[int, Tensor, Tensor]]]:
+        if self.probe_data is None:
+            return probe_set(trainer, self.max_samples, self.input_key, self.label_key)
+        x, y = (values[: self.max_samples].split(CHUNK) for values in self.probe_data)
+        return len(x), [(i, x[i], y[i]) for i in range(trainer.global_rank, len(x), trainer.world_size)]
+
+    def _measure_chunk(self, module: LightningModule, x: Tensor, y: Tensor, index: int) -> tuple[Tensor, int]:
+        """Count samples, correct ones (clean, single-step, strong), cosines and their sum; and the classes."""
+        generator = torch.Generator(x.device)
+        generator.manual_seed(index)
+        with under_attack(
+            module,
+            x,
+            y,
+            bounds=self.ball.bounds,
+            loss=None,
+            normalization=self.normalization,
+            batch_norm="train",  # moot: the probe runs in eval mode
+            check=not self.history,
+        ) as target:
+            at_x, logits, _ = target.gradient(target.x)
+            near = self.ball.clip(target.x + self.ball.random(target.x, generator=generator))
+            at_near, _, _ = target.gradient(near)
+            single = target.to_input(self.ball.project(self.ball.ascend(target.x, at_x, self.ball.eps), target.x))
+        if self.attack is not None:
+            single = self.attack(module, x, y, generator=generator)
+        strong = self.strong_attack(module, x, y, generator=generator)
+        cosines = (_unit(at_x) * _unit(at_near)).sum(1)
+        defined = (at_x.flatten(1) != 0).any(1) & (at_near.flatten(1) != 0).any(1)
+        with torch.no_grad():
+            correct = [(answer.argmax(1) == y).sum() for answer in (logits, module(single), module(strong))]
+        counts = [torch.tensor(len(y), device=x.device), *correct, cosines[defined].sum(), defined.sum()]
+        return torch.stack([count.float() for count in counts]), logits.shape[1]
+
+    def _act(self, trainer: Trainer, pl_module: LightningModule, best: float) -> None:
+        row = self.history[-1]
+        is_new = row in self.detections
+        done = ""
+        if self.action == "stop":
+            trainer.should_stop = True
+            done = " Training stops."
+        elif self.action == "rollback" and self._snapshot is not None:
+            restore_snapshot(trainer, pl_module, self._snapshot)
+            done = " Weights, optimizers and schedules are back at the last healthy check;"
+            if self.fallback_attack is None or self._on_fallback:
+                trainer.should_stop = True
+                done += " training stops."
+            else:
+                self._on_fallback = True
+                pl_module.attack = self.fallback_attack
+                done += f" training goes on with {self.fallback_attack!r}."
+        if is_new or done:
+            rank_zero_warn(
+                f"Catastrophic overfitting at epoch {row['epoch']}, step {row['step']}: accuracy under PGD is "
+                f"{row['acc_pgd']:.1%}, it was {best:.1%}; under the single-step attack it is {row['acc_fgsm']:.1%}."
+                f"{done}"
+            )
+
+
+def _unit(gradient: Tensor) -> Tensor:
+    """Rows of length 1. Scaled by the largest entry first: the squares of a confident net's gradients underflow."""
+    rows = gradient.flatten(1)
+    largest = rows.abs().amax(1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
+    return F.normalize(rows / largest, dim=1)
+
+
+def _constant_accuracy(trainer: Trainer, labels: list[Tensor], classes: int, device: torch.device) -> float:
+    """Accuracy of the best constant answer on the probe set: the share of its most frequent class, at least 1 / K."""
+    classes = int(trainer.strategy.reduce(torch.tensor(classes, device=device), reduce_op="max"))
+    counts = torch.zeros(classes, device=device)
+    for y in labels:
+        counts += torch.bincount(y.to(device), minlength=classes)
+    counts = trainer.strategy.reduce(counts, reduce_op="sum")
+    share = float(counts.max() / counts.sum())
+    if share == 1.0:
+        rank_zero_warn(
+            "all samples of the detector's probe set are of one class: the validation data seems to be sorted. Shuffle "
+            "the data set once, or give the detector `probe_data=(x, y)`"
+        )
+    return max(share, 1 / classes)

@@ -1,0 +1,43 @@
+"""What Lightning does to dataloaders, undone where it matters: their nesting, and the samples DDP repeats."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch.utils.data.distributed import DistributedSampler
+
+
+def flatten_loaders(loaders: Any) -> list[Any]:
+    """List the dataloaders of a trainer's ``val_dataloaders`` or ``test_dataloaders`` in the order of their index."""
+    if loaders is None:
+        return []
+    if isinstance(loaders, Mapping):
+        return [loader for part in loaders.values() for loader in flatten_loaders(part)]
+    if isinstance(loaders, list | tuple):
+        return [loader for part in loaders for loader in flatten_loaders(part)]
+    # By name: Lightning has the class once in each of its namespaces.
+    if type(loaders).__name__ == "CombinedLoader":
+        return flatten_loaders(loaders.iterables)
+    return [loaders]
+
+
+def count_real(loader: Any, batch_idx: int, size: int) -> int:
+    """Count the samples at the head of a batch that are no repeats.
+
+    ``DistributedSampler`` appends repeated samples until every rank has equally many, which would count them twice in
+    an accuracy. They stand behind all others, so that position alone tells them.
+
+    Args:
+        loader: the dataloader of this rank, as the trainer holds it.
+        batch_idx: index of the batch in this rank's epoch.
+        size: number of samples in the batch.
+
+    Returns:
+        How many of the batch's first samples count, 0 to ``size``.
+    """
+    sampler = getattr(loader, "sampler", None)
+    if not isinstance(sampler, DistributedSampler) or sampler.drop_last or loader.batch_size is None:
+        return size
+    own = len(range(sampler.rank, len(sampler.dataset), sampler.num_replicas))  # type: ignore[arg-type]  # Dataset has no len
+    return max(0, min(size, own - batch_idx * loader.batch_size))

@@ -1,0 +1,70 @@
+"""The ``pl-robust`` command: LightningCLI over everything in this package, and little else."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from pl_robust import __version__
+
+_HELP = f"""\
+pl-robust {__version__}: robustness and deep-learning-theory tools for PyTorch Lightning
+
+usage: pl-robust {{fit,validate,test,predict}} --config FILE.yaml [--{{model,data,trainer}}.ARG VALUE ...]
+
+  fit        train a module on a datamodule
+  validate   evaluate a checkpoint on the validation data
+  test       evaluate a checkpoint on the test data
+  predict    compute a network's answers
+
+  pl-robust fit --help                              every option
+  pl-robust fit --model.help AdversarialTraining    the options of one class
+  pl-robust fit --config FILE.yaml --print_config   the whole configuration, defaults included
+  pl-robust --version
+
+Classes go by their short names; numbers such as 8/255 are taken as they stand.
+"""
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command.
+
+    Args:
+        args: arguments as on the command line; None takes those of the process.
+    """
+    arguments = list(sys.argv[1:] if args is None else args)
+    # Answered before anything heavy is imported: importing Lightning and torchmetrics takes seconds.
+    if arguments in ([], ["--help"], ["-h"]):
+        print(_HELP)
+    elif arguments == ["--version"]:
+        print(f"pl-robust {__version__}")
+    else:
+        run(arguments)
+
+
+def run(arguments: list[str]) -> Any:
+    """Run the command and give the finished LightningCLI, with its ``trainer``, ``model`` and ``datamodule``."""
+    from importlib import import_module
+
+    from pl_robust._lightning import NAMESPACE, LightningDataModule, LightningModule
+
+    for room in ("attacks", "models", "modules", "callbacks", "datamodules"):
+        face = import_module(f"pl_robust.{room}")
+        for name in face.__all__:
+            getattr(face, name)  # a class goes by its short name once it is imported
+
+    lightning_cli: Any = import_module(f"{NAMESPACE}.cli").LightningCLI
+
+    class RobustCLI(lightning_cli):  # type: ignore[misc]  # its base is known at run time only
+        def add_arguments_to_parser(self, parser: Any) -> None:
+            parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
+
+    return RobustCLI(
+        LightningModule,
+        LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        save_config_kwargs={"overwrite": True},
+        args=arguments,
+    )
