@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
 from pl_robust import __version__
+from pl_robust._cli_errors import ROOMS, ConfigurationError, explain
 
 _HELP = f"""\
 pl-robust {__version__}: robustness and deep-learning-theory tools for PyTorch Lightning
@@ -28,7 +30,7 @@ Classes go by their short names; numbers such as 8/255 are taken as they stand.
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run the command.
+    """Run the command; a configuration that cannot be run ends it with one line and exit status 2.
 
     Args:
         args: arguments as on the command line; None takes those of the process.
@@ -40,19 +42,33 @@ def main(args: Sequence[str] | None = None) -> None:
     elif arguments == ["--version"]:
         print(f"pl-robust {__version__}")
     else:
-        run(arguments)
+        try:
+            run(None if args is None else arguments)
+        except ConfigurationError as error:
+            print(f"pl-robust: error: {error}", file=sys.stderr)
+            raise SystemExit(2) from None
 
 
-def run(arguments: list[str]) -> Any:
-    """Run the command and give the finished LightningCLI, with its ``trainer``, ``model`` and ``datamodule``."""
-    from importlib import import_module
+def run(args: Sequence[str] | None = None) -> Any:
+    """Run the command from Python.
 
-    from pl_robust._lightning import NAMESPACE, LightningDataModule, LightningModule
+    Args:
+        args: arguments as on the command line; None takes those of the process.
 
-    for room in ("attacks", "models", "modules", "callbacks", "datamodules"):
+    Returns:
+        The finished LightningCLI, with its ``trainer``, ``model`` and ``datamodule``.
+
+    Raises:
+        ConfigurationError: if the configuration cannot be read, or a class refuses its arguments.
+    """
+    for room in ROOMS:
         face = import_module(f"pl_robust.{room}")
         for name in face.__all__:
             getattr(face, name)  # a class goes by its short name once it is imported
+
+    from jsonargparse import ArgumentError
+
+    from pl_robust._lightning import NAMESPACE, LightningDataModule, LightningModule
 
     lightning_cli: Any = import_module(f"{NAMESPACE}.cli").LightningCLI
 
@@ -60,11 +76,26 @@ def run(arguments: list[str]) -> Any:
         def add_arguments_to_parser(self, parser: Any) -> None:
             parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
 
+        def parse_arguments(self, parser: Any, args: Any) -> None:
+            try:
+                super().parse_arguments(parser, args)
+            except ArgumentError as error:
+                raise ConfigurationError(explain(str(error))) from error
+
+        def instantiate_classes(self) -> None:
+            try:
+                super().instantiate_classes()
+            except (ValueError, TypeError, OSError, ImportError) as error:
+                raise ConfigurationError(explain(str(error))) from error
+
+    # Never guess: `--trainer.max_epoch` is an error, no abbreviation.
+    strict = {"exit_on_error": False, "allow_abbrev": False}
     return RobustCLI(
         LightningModule,
         LightningDataModule,
         subclass_mode_model=True,
         subclass_mode_data=True,
         save_config_kwargs={"overwrite": True},
-        args=arguments,
+        parser_kwargs={**strict, **{name: strict for name in RobustCLI.subcommands()}},
+        args=None if args is None else list(args),
     )

@@ -48,7 +48,7 @@ def dct_carrier(num_classes: int = 10, size: int | tuple[int, int] = 32) -> Tens
             "a larger `size` offers more carriers"
         )
     carriers = torch.stack([torch.outer(rows[u], columns[v]) for u, v in usable[:count]])
-    return torch.cat([carriers, -carriers])[:num_classes].unsqueeze(1).to(torch.float32)
+    return torch.cat([carriers, -carriers[: num_classes - count]]).unsqueeze(1)
 
 
 def _signs(n: int) -> dict[int, Tensor]:
@@ -59,7 +59,7 @@ def _signs(n: int) -> dict[int, Tensor]:
     sign exactly u times and starts positive, hence all carriers differ.
     """
     phases = torch.outer(torch.arange(n), 2 * torch.arange(n) + 1) % (4 * n)
-    signs = torch.where((phases > n) & (phases < 3 * n), -1, 1)
+    signs = torch.where((phases > n) & (phases < 3 * n), -1.0, 1.0)
     usable = ((phases != n) & (phases != 3 * n)).all(dim=1)
     return {u: signs[u] for u in range(n) if usable[u]}
 
