@@ -53,5 +53,5 @@ def draw_curves(history: Sequence[Row], detections: Sequence[Row], name: str) ->
         axes.axvline(row[axis], color="tab:red", linestyle="--", label=label)
     axes.set(xlabel=axis, ylabel="accuracy, cosine", ylim=(min(-0.02, *(row["grad_align"] for row in history)), 1.02))
     axes.set_title(f"{name}: robustness over training")
-    axes.legend(loc="center left", fontsize="small")
+    figure.legend(loc="outside lower center", ncols=5, fontsize="small")
     return figure

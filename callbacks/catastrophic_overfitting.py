@@ -5,9 +5,6 @@ from __future__ import annotations
 from typing import Any, Literal, get_args
 
 import torch
-from pl_robust.callbacks._co_report import draw_curves, summarize
-from pl_robust.callbacks._collapse import has_collapsed
-from pl_robust.callbacks._snapshot import Snapshot, restore_snapshot, take_snapshot
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -18,6 +15,9 @@ from pl_robust._probe_set import CHUNK, probe_set
 from pl_robust.attacks import PGD, Attack
 from pl_robust.attacks._target import Normalization, check_choices, under_attack
 from pl_robust.attacks._threat_model import Norm, Radius, ThreatModel, parse_radius
+from pl_robust.callbacks._co_report import draw_curves, summarize
+from pl_robust.callbacks._collapse import has_collapsed
+from pl_robust.callbacks._snapshot import Snapshot, restore_snapshot, take_snapshot
 
 Action = Literal["warn", "stop", "rollback"]
 
@@ -194,7 +194,7 @@ class CatastrophicOverfittingDetector(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the table, publish the figure."""
-        directory = trainer.log_dir  # every rank asks: Lightning broadcasts it
+        directory = None if trainer.fast_dev_run else trainer.log_dir  # every rank asks: Lightning broadcasts it
         if not trainer.is_global_zero or not self.history:
             return
         figure = draw_curves(self.history, self.detections, self._logged_as)
@@ -259,7 +259,7 @@ class CatastrophicOverfittingDetector(Callback):
             "acc": clean / samples,
             "acc_fgsm": single / samples,
             "acc_pgd": strong / samples,
-            "gap": (single - strong) / samples,
+            "gap": single / samples - strong / samples,
             "grad_align": cosine / max(defined, 1.0),
             "samples": samples,
         }
