@@ -25,7 +25,7 @@ _ROOM_OF_KEY = {
 _TOP = ("ckpt_path", "data", "model", "seed_everything", "trainer")
 _NOISE = re.compile(
     r"Does not validate against|Subtypes:|Errors:|Given value|Subclass types expect|Not a valid subclass|"
-    r"a class path \(str\)|a dict with|Expected a <class '(NoneType|str|dict)'>"
+    r"a class path \(str\)|a dict with|Expected a <class '\w+'>$"
 )
 
 
@@ -40,12 +40,17 @@ def explain(message: str) -> str:
         message: text of jsonargparse's nested report, or of an error raised by a constructor.
     """
     keys: list[str] = []
-    owner = ""
+    owner = types = ""
     for line in (line.strip().removeprefix("- ") for line in message.splitlines()):
         if match := re.fullmatch(r'Parser key "(.+)":', line):
             keys.append(match[1])
         elif match := re.fullmatch(r"Problem with given class_path '(.+)':", line):
             owner = match[1]
+        elif match := re.fullmatch(r"Subtypes: \[(.+)\]", line):
+            types = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", match[1]).replace("NoneType", "null")
+        elif match := re.fullmatch(r"Given value: (.*)", line):
+            # No report between the types and the value: none of the types was even near.
+            return f"{'.'.join(keys)}: expected one of {types}, got {match[1]}"
         elif line and not _NOISE.match(line):
             where = f"{'.'.join(keys)}: " if keys else ""
             return where + _reword(line, owner, keys)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
@@ -78,7 +79,10 @@ def run(args: Sequence[str] | None = None) -> Any:
 
         def parse_arguments(self, parser: Any, args: Any) -> None:
             try:
-                super().parse_arguments(parser, args)
+                with warnings.catch_warnings():
+                    # `run` is there to be called from scripts, which may have arguments of their own.
+                    warnings.filterwarnings("ignore", "LightningCLI's args parameter is intended to run from within")
+                    super().parse_arguments(parser, args)
             except ArgumentError as error:
                 raise ConfigurationError(explain(str(error))) from error
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pytest
+import sklearn.datasets  # noqa: F401  # sets environment variables when it is imported: not inside a test
 import torch
 
 matplotlib.use("Agg")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD
-from torch.optim.lr_scheduler import OneCycleLR
+from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.optimizer import Optimizer
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
@@ -195,17 +196,13 @@ class AdversarialTraining(LightningModule):
                 "lr_scheduler='triangular' needs to know where the run ends: set the Trainer's `max_epochs` or "
                 "`max_steps`, or take lr_scheduler='constant'"
             )
-        triangular = OneCycleLR(
-            optimizer,
-            max_lr=[group["lr"] for group in optimizer.param_groups],
-            total_steps=int(steps),
-            pct_start=0.5,
-            anneal_strategy="linear",
-            cycle_momentum=False,
-            div_factor=1e8,
-            final_div_factor=1e8,
-        )
+        triangular = LambdaLR(optimizer, partial(_triangle, steps=int(steps)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": triangular, "interval": "step"}}
+
+
+def _triangle(step: int, steps: int) -> float:
+    """Height at ``step`` of the triangle 0 -> 1 -> 0; its feet stand one step outside the run, where they cost none."""
+    return max(0.0, 1 - abs(2 * (step + 1) / (steps + 1) - 1))
 
 
 def _eval_attacks(given: dict[str, Attack] | None, attack: Attack) -> dict[str, Attack]:

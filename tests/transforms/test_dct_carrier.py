@@ -50,7 +50,7 @@ def test_a_linear_classifier_reads_the_feature_without_error() -> None:
         (10, 7),
         (100, 32),
         (1000, 32),
-        (1000, 224),
+        (30, 224),
         (30, (28, 32)),
         (7, (1, 20)),
         (3, (5, 4)),

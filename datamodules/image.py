@@ -1,0 +1,208 @@
+"""Image classification data: scikit-learn's digits, torchvision's small sets, and folders of images."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from pl_robust._lightning import LightningDataModule, rank_zero_info
+from pl_robust.datamodules.image_dataset import ImageDataset, collate_images
+from pl_robust.datamodules.image_source import (
+    FOLDER_PADDING,
+    SPECS,
+    FolderImages,
+    ImageName,
+    folder_classes,
+    read_named,
+    torchvision_dataset,
+)
+
+_MEMORY_LIMIT = 4 * 2**30  # bytes of decoded images that one split may take unless `in_memory` says otherwise
+_STAGES = {
+    "fit": ("train", "val"),
+    "validate": ("val",),
+    "test": ("test",),
+    "predict": ("test",),
+    None: ("train", "val", "test"),
+}
+
+
+class ImageDataModule(LightningDataModule):
+    """Loaders of ``(x, y)``: x float32 [B, C, H, W] in [0, 1], not normalized, and y int64 [B].
+
+    Images are decoded once and kept as uint8. Training is shuffled and keeps its last, smaller batch. Validation
+    images are split off the training images by ``seed``, the same on every rank; the test images are those of the
+    published split, and are also what ``predict`` runs over. The digits have a fixed, stratified test set of 497 of
+    1797 images, whatever ``seed`` is.
+
+    Args:
+        name: ``digits`` (8x8, 1 channel, ships with scikit-learn), ``cifar10``, ``cifar100``, ``svhn`` (32x32, 3
+            channels), ``mnist``, ``fashion_mnist`` (28x28, 1 channel), or ``imagefolder``: your own images in
+            ``data_dir/train/<class>/*`` and ``data_dir/test/<class>/*``, and optionally ``data_dir/val/<class>/*``,
+            which is then used instead of splitting the training images.
+        data_dir: folder of the files; not used by ``digits``.
+        batch_size: training images per batch and per rank.
+        eval_batch_size: likewise for validation, test and predict.
+        val_fraction: share of the training images used for validation, in [0, 1); 0: no validation loader.
+        augment: shift training images at random by up to 4 pixels (digits: 1), and mirror them where that keeps the
+            class (cifar10, cifar100, fashion_mnist, imagefolder). Off by default, so that the data is what the files
+            hold and a feature can be injected into it as published; turn it on to train for accuracy.
+        image_size: side in pixels to which images of an imagefolder are resized (shorter side, then centre crop).
+        num_workers: loader processes. Decoded images in memory need none.
+        seed: of the validation split.
+        in_memory: keep an imagefolder decoded; ``None``: if a split takes at most 4 GiB. All others always are.
+        download: fetch torchvision's data if it is not in ``data_dir``; happens in ``prepare_data`` only.
+        pin_memory: copy batches to pinned memory, for a GPU.
+
+    Attributes:
+        num_classes: number of classes; before ``setup``, too.
+        image_shape: (C, H, W); before ``setup``, too.
+
+    Raises:
+        ValueError: if an argument is not as described.
+        FileNotFoundError: in ``setup``, if the data is not there; the message says what to do.
+    """
+
+    def __init__(
+        self,
+        name: ImageName,
+        data_dir: str | os.PathLike[str] = "data",
+        batch_size: int = 128,
+        eval_batch_size: int = 1024,
+        val_fraction: float = 0.1,
+        augment: bool = False,
+        image_size: int | None = None,
+        num_workers: int = 0,
+        seed: int = 0,
+        in_memory: bool | None = None,
+        download: bool = True,
+        pin_memory: bool = False,
+    ) -> None:
+        super().__init__()
+        data_dir = os.fspath(data_dir)  # a string in the hyperparameters: a Path could not be read back
+        self.save_hyperparameters(logger=False)
+        if name not in get_args(ImageName):
+            raise ValueError(f"`name` must be one of {', '.join(get_args(ImageName))}, got {name!r}")
+        for argument, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
+            if value < 1:
+                raise ValueError(f"`{argument}` must be a positive integer, got {value!r}")
+        if not 0 <= val_fraction < 1:
+            raise ValueError(f"`val_fraction` must be in [0, 1), got {val_fraction!r}")
+        if num_workers < 0:
+            raise ValueError(f"`num_workers` must be 0 or more, got {num_workers!r}")
+        if image_size is not None and (name != "imagefolder" or image_size < 1):
+            raise ValueError(f"`image_size` must be positive and is for 'imagefolder', got {image_size!r} for {name!r}")
+        # Attributes, not `hparams`: LightningCLI gives a datamodule inside another one the outer one's hparams.
+        self.dataset = name
+        self.data_dir = data_dir
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.val_fraction = val_fraction
+        self.augment = augment
+        self.image_size = image_size
+        self.num_workers = num_workers
+        self.seed = seed
+        self.in_memory = in_memory
+        self.download = download
+        self.pin_memory = pin_memory
+        self._sets: dict[str, Dataset[tuple[Tensor, Tensor]]] = {}
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes; an imagefolder's class folders are counted."""
+        return len(folder_classes(self.data_dir)) if self.dataset == "imagefolder" else SPECS[self.dataset].num_classes
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W); an imagefolder's are always RGB, and its first file tells the size if ``image_size`` does not."""
+        if self.dataset != "imagefolder":
+            return SPECS[self.dataset].shape
+        if self.image_size is not None:
+            return (3, self.image_size, self.image_size)
+        return FolderImages(self.data_dir, "train", None).shape
+
+    def prepare_data(self) -> None:
+        """Fetch the files, on one process; torchvision checks them by checksum and fetches only what is missing."""
+        if self.download and self.dataset not in ("digits", "imagefolder"):
+            for train in (True, False):
+                torchvision_dataset(self.dataset, self.data_dir, train, download=True)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read what the stage needs and was not read before.
+
+        Args:
+            stage: ``fit``, ``validate``, ``test``, ``predict``, or ``None`` for all.
+        """
+        if stage not in _STAGES:
+            raise ValueError(f"`stage` must be fit, validate, test, predict or None, got {stage!r}")
+        for split in _STAGES[stage]:
+            if split not in self._sets:
+                self._sets.update(self._read(split))
+
+    def _read(self, split: str) -> dict[str, Dataset[tuple[Tensor, Tensor]]]:
+        has_val_folder = self.dataset == "imagefolder" and (Path(self.data_dir) / "val").is_dir()
+        if split == "test" or has_val_folder:
+            return {split: self._dataset(*self._load(split), augment=self.augment and split == "train")}
+        # Training and validation share one copy of the pixels and differ in the augmentation.
+        images, labels = self._load("train")
+        total = len(labels)
+        held_out = round(self.val_fraction * total)
+        if self.val_fraction and not 0 < held_out < total:
+            raise ValueError(
+                f"`val_fraction`={self.val_fraction} of {total} training images is {held_out} images; "
+                "both parts need at least one (0 switches validation off)"
+            )
+        order = torch.randperm(total, generator=torch.Generator().manual_seed(self.seed)).tolist()
+        return {
+            "train": Subset(self._dataset(images, labels, augment=self.augment), sorted(order[held_out:])),
+            "val": Subset(self._dataset(images, labels, augment=False), sorted(order[:held_out])),
+        }
+
+    def _load(self, split: str) -> tuple[Tensor | FolderImages, Tensor]:
+        if self.dataset != "imagefolder":
+            return read_named(self.dataset, self.data_dir, train=split == "train")
+        folder = FolderImages(self.data_dir, split, self.image_size)
+        size = len(folder) * torch.Size(folder.shape).numel()
+        if self.in_memory is False or (self.in_memory is None and size > _MEMORY_LIMIT):
+            return folder, folder.labels
+        rank_zero_info(f"Decoding {len(folder)} {split} images into memory ({size / 2**20:.0f} MiB)")
+        return folder.read(range(len(folder))), folder.labels
+
+    def _dataset(self, images: Tensor | FolderImages, labels: Tensor, augment: bool) -> ImageDataset:
+        spec = SPECS.get(self.dataset)
+        padding, flip, levels = (FOLDER_PADDING, True, 255) if spec is None else (spec.padding, spec.flip, spec.levels)
+        return ImageDataset(images, labels, levels, padding if augment else 0, flip and augment)
+
+    def _loader(self, split: str, shuffle: bool = False) -> DataLoader[Any]:
+        if split not in self._sets:
+            raise RuntimeError(f"the {split} images have not been read: call setup() first, as the Trainer does")
+        return DataLoader(
+            self._sets[split],
+            batch_size=self.batch_size if split == "train" else self.eval_batch_size,
+            shuffle=shuffle,
+            num_workers=self.num_workers,
+            collate_fn=collate_images,
+            pin_memory=self.pin_memory,
+            persistent_workers=self.num_workers > 0,
+        )
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Shuffled training batches."""
+        return self._loader("train", shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
+        """Validation batches in fixed order; with ``val_fraction`` 0 an empty list: Lightning says so and goes on."""
+        return self._loader("val") if self.val_fraction else []
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Test batches in fixed order."""
+        return self._loader("test")
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """The test batches, with labels."""
+        return self._loader("test")

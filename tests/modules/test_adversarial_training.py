@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from pl_robust._lightning import MisconfigurationException, unsavable
+from pl_robust.attacks import FGSM, NFGSM, PGD, Attack, fgsm, pgd
+from pl_robust.models import SmallCNN
+from pl_robust.modules import AdversarialTraining
+from tests.toys import assert_identical, loader, quiet_trainer, stripes
+
+pytestmark = pytest.mark.lightning
+
+
+def small_net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
+
+
+def fit(attack: Attack, net: nn.Module | None = None, epochs: int = 2, **arguments: Any) -> AdversarialTraining:
+    module = AdversarialTraining(small_net() if net is None else net, attack, num_classes=3)
+    quiet_trainer(max_epochs=epochs, **arguments).fit(module, loader(64), loader(40, seed=1))
+    return module
+
+
+def test_it_trains_as_a_bare_loop_does() -> None:
+    """The published recipe, written out: attack in train mode, SGD, a triangle of learning rates."""
+    net = small_net()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.2, momentum=0.9, weight_decay=5e-4)
+    rates = iter([1 / 4.5, 2 / 4.5, 3 / 4.5, 4 / 4.5, 4 / 4.5, 3 / 4.5, 2 / 4.5, 1 / 4.5])
+    for _ in range(2):
+        for x, y in loader(64):
+            optimizer.param_groups[0]["lr"] = 0.2 * next(rates)
+            x_adv = fgsm(net, x, y, eps=0.1)
+            optimizer.zero_grad()
+            F.cross_entropy(net(x_adv), y).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+    module = fit(FGSM(0.1))
+    for key, value in net.state_dict().items():
+        torch.testing.assert_close(module.net.state_dict()[key], value)
+
+
+def test_the_learning_rate_is_a_triangle() -> None:
+    seen = []
+
+    class Watching(AdversarialTraining):
+        def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+            optimizer: Any = self.optimizers()
+            seen.append(optimizer.param_groups[0]["lr"])
+
+    module = Watching(small_net(), FGSM(0.1), num_classes=3)
+    quiet_trainer(max_epochs=5).fit(module, loader(64))
+    rise = torch.arange(1, 11) * 0.2 / 10.5
+    torch.testing.assert_close(torch.tensor(seen), torch.cat([rise, rise.flip(0)]))
+
+
+def test_evaluation_counts_what_the_attacks_leave_right() -> None:
+    module = fit(FGSM(0.1))
+    data = loader(50, seed=2)  # the last batch is ragged: 16, 16, 16, 2
+    trainer = quiet_trainer()
+    (metrics,) = trainer.test(module, data, verbose=False)
+    module.eval()
+    x, y = stripes(50, seed=2).tensors
+    with torch.no_grad():
+        assert metrics["test/acc"] == pytest.approx((module(x).argmax(1) == y).float().mean().item())
+        assert metrics["test/loss"] == pytest.approx(F.cross_entropy(module(x), y).item(), abs=1e-5)
+        x_adv = fgsm(module.net, x, y, eps=0.1)
+        assert metrics["test/acc_adv"] == pytest.approx((module(x_adv).argmax(1) == y).float().mean().item())
+        x_adv = pgd(module.net, x, y, eps=0.1)
+        assert metrics["test/acc_pgd"] == pytest.approx((module(x_adv).argmax(1) == y).float().mean().item(), abs=0.041)
+    assert 0 < metrics["test/acc_pgd"] <= metrics["test/acc_adv"] < metrics["test/acc"]
+    assert trainer.test(module, data, verbose=False) == [metrics]  # the noise depends on the batch only
+
+
+def test_evaluation_attacks_are_logged_by_name_for_each_dataloader() -> None:
+    module = AdversarialTraining(
+        small_net(), FGSM(0.1), num_classes=3, eval_attacks={"pgd": PGD(0.1), "pgd_l2": PGD(0.5, norm="l2", restarts=2)}
+    )
+    results = quiet_trainer().validate(module, [loader(16), loader(32, seed=1)], verbose=False)
+    names = ("loss", "acc", "acc_adv", "acc_pgd", "acc_pgd_l2")
+    for index, metrics in enumerate(results):
+        assert set(metrics) == {f"val/{name}/dataloader_idx_{index}" for name in names}
+
+
+@pytest.mark.parametrize("attack", [FGSM(0.1), NFGSM(0.1), PGD(0.1, steps=3)], ids=["fgsm", "nfgsm", "pgd"])
+@pytest.mark.parametrize(
+    "arguments", [{"precision": "bf16-mixed"}, {"accumulate_grad_batches": 2}], ids=["bf16", "acc"]
+)
+def test_it_trains_validates_and_tests_everywhere(attack: Attack, arguments: dict[str, Any]) -> None:
+    module = AdversarialTraining(small_net(), attack, num_classes=3)
+    trainer = quiet_trainer(max_epochs=2, **arguments)
+    trainer.fit(module, loader(64), loader(40, seed=1))
+    (metrics,) = trainer.test(module, loader(40, seed=1), verbose=False)
+    assert all(value == value for value in metrics.values())  # no NaN
+    assert metrics["test/acc_pgd"] <= metrics["test/acc"]
+
+
+def test_under_accumulation_the_gradient_is_that_of_all_batches() -> None:
+    net = small_net().eval()  # no batch-norm update, so that the order of forwards does not matter
+    reference = copy.deepcopy(net)
+    module = AdversarialTraining(
+        net, FGSM(0.1), num_classes=3, optimizer=lambda p: torch.optim.SGD(p, lr=0.1), lr_scheduler="constant"
+    )
+    module.net.train = lambda mode=True: module.net  # type: ignore[method-assign]
+    quiet_trainer(max_epochs=1, accumulate_grad_batches=4).fit(module, loader(64))
+    losses = [F.cross_entropy(reference(fgsm(reference, x, y, eps=0.1)), y) for x, y in loader(64)]
+    gradients = torch.autograd.grad(torch.stack(losses).mean(), list(reference.parameters()))
+    for before, after, gradient in zip(reference.parameters(), net.parameters(), gradients, strict=True):
+        torch.testing.assert_close(after, before - 0.1 * gradient)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning:torch")
+def test_a_compiled_net_gives_the_same_training() -> None:
+    plain = fit(NFGSM(0.1), epochs=1)
+    compiled = fit(NFGSM(0.1), torch.compile(small_net(), backend="eager"), epochs=1)  # type: ignore[arg-type]
+    ours = {key.removeprefix("_orig_mod."): value for key, value in compiled.net.state_dict().items()}
+    assert_identical(dict(plain.net.state_dict()), ours)
+
+
+def test_a_net_goes_by_its_name() -> None:
+    module = AdversarialTraining("SmallCNN", FGSM(0.1), num_classes=7)
+    assert isinstance(module.net, SmallCNN)
+    assert module(torch.rand(2, 1, 8, 8)).shape == (2, 7)
+    assert module.hparams["net"] == "SmallCNN"
+
+
+def test_a_checkpoint_is_plain_and_loads(tmp_path: Path) -> None:
+    module = AdversarialTraining("SmallCNN", FGSM(0.1), num_classes=3)
+    trainer = quiet_trainer(max_epochs=1)
+    trainer.fit(module, loader(32), loader(16))
+    trainer.save_checkpoint(tmp_path / "net.ckpt")
+    torch.load(tmp_path / "net.ckpt", weights_only=True)
+    again = AdversarialTraining.load_from_checkpoint(tmp_path / "net.ckpt", attack=FGSM(0.1))
+    assert_identical(dict(module.state_dict()), dict(again.state_dict()))
+
+
+def test_dict_batches_are_read_by_key() -> None:
+    def collate(samples: list[Any]) -> dict[str, Tensor]:
+        return {"image": torch.stack([x for x, _ in samples]), "label": torch.stack([y for _, y in samples])}
+
+    data = DataLoader(stripes(32), batch_size=16, collate_fn=collate)
+    module = AdversarialTraining(small_net(), FGSM(0.1), num_classes=3, input_key="image", label_key="label")
+    trainer = quiet_trainer(max_epochs=1)
+    trainer.fit(module, data, data)
+    assert torch.cat(trainer.predict(module, data)).shape == (32, 3)  # type: ignore[arg-type]
+
+
+def test_an_endless_run_has_no_triangle() -> None:
+    module = AdversarialTraining(small_net(), FGSM(0.1), num_classes=3)
+    with pytest.raises(MisconfigurationException, match="set the Trainer's `max_epochs`"):
+        quiet_trainer(max_epochs=-1).fit(module, loader(32))
+
+
+def test_a_scheduler_of_ones_own_steps_as_told() -> None:
+    module = AdversarialTraining(
+        small_net(),
+        FGSM(0.1),
+        num_classes=3,
+        lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5),
+        lr_scheduler_interval="step",
+    )
+    trainer = quiet_trainer(max_epochs=1)
+    trainer.fit(module, loader(64))
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.2 * 0.5**4)
+
+
+def test_only_live_objects_are_left_out_of_the_hyperparameters() -> None:
+    assert unsavable(a=1, b="x", c=[1, {"d": None}], e=FGSM(0.1), f={"pgd": PGD(0.1)}) == ["e", "f"]
