@@ -14,6 +14,7 @@ import sklearn.datasets  # noqa: F401  # sets environment variables when it is i
 import torch
 
 matplotlib.use("Agg")
+os.environ["JSONARGPARSE_DEPRECATION_WARNINGS"] = "off"  # LightningCLI's own, on the newest jsonargparse
 torch.set_num_threads(1)  # tiny tensors: threads cost more than they give
 
 

@@ -1,0 +1,183 @@
+"""Forty ways to get it wrong; each gets one line that says what is wrong and what would be right."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import Tensor, nn
+
+from pl_robust._lightning import MisconfigurationException
+from pl_robust.attacks import FGSM, NFGSM, PGD
+from pl_robust.callbacks import CatastrophicOverfittingDetector
+from pl_robust.cli import main
+from pl_robust.datamodules import ImageDataModule, InjectedFeatureDataModule
+from pl_robust.models import Normalize, PreActResNet, SmallCNN
+from pl_robust.modules import AdversarialTraining
+from pl_robust.transforms import dct_carrier
+
+pytestmark = pytest.mark.lightning
+
+NET = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+X = torch.full((4, 3, 2, 2), 0.5)
+Y = torch.tensor([0, 1, 2, 0])
+
+
+def changed(index: tuple[int, ...], value: float) -> Tensor:
+    x = X.clone()
+    x[index] = value
+    return x
+
+
+ATTACKS: dict[str, tuple[Callable[[], Any], str]] = {
+    "negative eps": (lambda: FGSM(-0.1), r"`eps` must be finite and at least 0.*got -0.1"),
+    "eps in words": (lambda: FGSM("eight"), r"`eps` must be a number or a fraction such as '8/255', got 'eight'"),
+    "eps over zero": (lambda: FGSM("8/0"), r"`eps` must be a number or a fraction"),
+    "eps none": (lambda: PGD(None), r"`eps` must be a number, a fraction"),  # type: ignore[arg-type]
+    "eps per channel in l2": (lambda: PGD([0.1, 0.2, 0.3], norm="l2"), r"norm='l2' takes one number"),
+    "eps of two channels": (lambda: FGSM([0.1, 0.2])(NET, X, Y), r"`eps` has 2 channels, the input .* has 3"),
+    "unknown norm": (lambda: PGD(0.1, norm="l1"), r"`norm` must be one of \('linf', 'l2'\), got 'l1'"),  # type: ignore[arg-type]
+    "bounds upside down": (lambda: FGSM(0.1, bounds=(1, 0)), r"`bounds` must be \(low, high\) with low < high"),
+    "std of zero": (lambda: FGSM(0.1, normalization=([0.5], [0.0])), r"`normalization` must be .* with std > 0"),
+    "unknown batch_norm": (lambda: FGSM(0.1, batch_norm="off"), r"`batch_norm` must be one of"),  # type: ignore[arg-type]
+    "no steps": (lambda: PGD(0.1, steps=0), r"`steps` and `restarts` must be at least 1, got steps=0"),
+    "restarts of nothing": (lambda: PGD(0.1, restarts=3, random_start=False), r"set random_start=True, or restarts=1"),
+    "negative k": (lambda: NFGSM(0.1, k=-1), r"`k` \(noise radius over eps\) must be finite and at least 0, got -1"),
+    "NaN": (lambda: FGSM(0.1)(NET, changed((2, 0, 0, 0), torch.nan), Y), r"NaN or infinite values in samples \[2\]"),
+    "infinity": (lambda: PGD(0.1, bounds=None)(NET, changed((0, 0, 0, 0), torch.inf), Y), r"samples \[0\]"),
+    "integer images": (lambda: FGSM(0.1)(NET, X.to(torch.uint8), Y), r"got torch.uint8; divide uint8 images by 255"),
+    "images of 255": (
+        lambda: FGSM(0.1)(NET, X * 510, Y),
+        r"must lie in bounds=\(0.0, 1.0\), got values from 255 to 255",
+    ),
+    "one image without a batch": (lambda: FGSM(0.1)(NET, X[0], Y[:1]), r"`y` must be labels of shape \[3\]"),
+    "labels of another batch": (lambda: FGSM(0.1)(NET, X, Y[:2]), r"`y` must be labels of shape \[4\].*got \[2\]"),
+    "labels one-hot": (
+        lambda: FGSM(0.1)(NET, X, torch.eye(3)[Y]),
+        r"`y` must be integer class labels, got torch.float32",
+    ),
+    "label out of range": (
+        lambda: FGSM(0.1)(NET, X, Y + 1),
+        r"labels must lie in 0..2 for a model of 3 classes, got 1..3",
+    ),
+    "no logits": (lambda: FGSM(0.1)(lambda x: (NET(x),), X, Y), r"must give logits \[4, classes\], got tuple"),  # type: ignore[arg-type,return-value]
+    "no gradient": (lambda: FGSM(0.1)(lambda x: NET(x.detach()).detach(), X, Y), r"does not depend on its input"),
+    "scalar loss with restarts": (
+        lambda: PGD(0.1, restarts=2, loss=nn.CrossEntropyLoss())(NET, X, Y),
+        r"`loss` must give one value per sample \[B\] \(reduction='none'\)",
+    ),
+    "batch_norm of a function": (
+        lambda: FGSM(0.1, batch_norm="eval")(lambda x: NET(x), X, Y),
+        r"needs .* an nn.Module",
+    ),
+}
+
+OTHERS: dict[str, tuple[Callable[[], Any], str]] = {
+    "net of no name": (
+        lambda: AdversarialTraining("resnet99", FGSM(0.1)),
+        r"one of the names .*'SmallCNN'.*got 'resnet99'",
+    ),
+    "net of no kind": (lambda: AdversarialTraining(3, FGSM(0.1)), r"`net` must be an nn.Module or a name"),  # type: ignore[arg-type]
+    "attack in words": (lambda: AdversarialTraining(NET, "fgsm"), r"`attack` must be an attack such as FGSM"),  # type: ignore[arg-type]
+    "reserved attack name": (
+        lambda: AdversarialTraining(NET, FGSM(0.1), eval_attacks={"adv": PGD(0.1)}),
+        r"an identifier other than 'adv', which is the training attack, got 'adv'",
+    ),
+    "unknown schedule": (
+        lambda: AdversarialTraining(NET, FGSM(0.1), lr_scheduler="cosine"),  # type: ignore[arg-type]
+        r"`lr_scheduler` must be 'triangular', 'constant' or a callable",
+    ),
+    "one class": (
+        lambda: AdversarialTraining(NET, FGSM(0.1), num_classes=1),
+        r"`num_classes` must be at least 2, got 1",
+    ),
+    "unknown action": (lambda: CatastrophicOverfittingDetector(0.1, action="cry"), r"`action` must be one of"),  # type: ignore[arg-type]
+    "fallback without rollback": (
+        lambda: CatastrophicOverfittingDetector(0.1, fallback_attack=FGSM(0.1)),
+        r"set action='rollback', got 'warn'",
+    ),
+    "no epochs": (
+        lambda: CatastrophicOverfittingDetector(0.1, every_n_epochs=0),
+        r"`every_n_epochs` must be at least 1",
+    ),
+    "kept too much": (
+        lambda: CatastrophicOverfittingDetector(0.1, max_kept=1.5),
+        r"`max_kept` must lie between 0 and 1",
+    ),
+    "unknown data": (lambda: ImageDataModule("cifar"), r"`name` must be one of.*'cifar10'.*got 'cifar'"),  # type: ignore[arg-type]
+    "too much validation": (lambda: ImageDataModule("digits", val_fraction=1.0), r"`val_fraction`.*got 1.0"),
+    "beta in words": (lambda: InjectedFeatureDataModule(ImageDataModule("digits"), "much"), r"`beta` must be a number"),
+    "too many carriers": (lambda: dct_carrier(1000, 4), r"`num_classes` must be.*got 1000"),
+    "tiny image": (lambda: SmallCNN()(torch.rand(1, 1, 4, 4)), r"8"),
+    "wrong channels": (lambda: SmallCNN()(torch.rand(1, 3, 8, 8)), r"3"),
+    "std missing": (lambda: Normalize([0.5], []), r"`std`|`mean`"),
+    "no width": (lambda: PreActResNet(width=0), r"`width`.*got 0"),
+}
+
+
+@pytest.mark.parametrize("name", [*ATTACKS, *OTHERS])
+def test_the_error_speaks_in_one_line(name: str) -> None:
+    call, message = (ATTACKS | OTHERS)[name]
+    with pytest.raises((ValueError, TypeError, MisconfigurationException), match=message) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+
+
+CONFIGURATION = {
+    "model": {
+        "class_path": "AdversarialTraining",
+        "init_args": {"net": "SmallCNN", "attack": {"class_path": "FGSM", "init_args": {"eps": "8/255"}}},
+    },
+    "data": {"class_path": "ImageDataModule", "init_args": {"name": "digits"}},
+}
+
+CONFIGURATIONS: dict[str, tuple[list[str], str]] = {
+    "key of the model": (["--model.atack=3"], "AdversarialTraining has no argument 'atack'; did you mean 'attack'?"),
+    "key of the attack": (
+        ["--model.attack.epss=3"],
+        "FGSM has no argument 'epss'; did you mean 'eps'? There are: batch_norm",
+    ),
+    "key of the trainer": (
+        ["--trainer.max_epoch=3"],
+        "trainer has no argument 'max_epoch'; did you mean 'max_epochs'?",
+    ),
+    "key at the top": (["--modle.x=3"], "there is no key 'modle.x'; did you mean 'model'?"),
+    "class of the model": (
+        ["--model=AdversarialTrainin"],
+        "no class 'AdversarialTrainin'; did you mean 'AdversarialTraining'",
+    ),
+    "class of the data": (["--data=ImageDatamodule"], "There are: ImageDataModule, InjectedFeatureDataModule"),
+    "class of the attack": (
+        ["--model.attack=FGSMM"],
+        "no class 'FGSMM'; did you mean 'FGSM'? There are: FGSM, NFGSM, PGD",
+    ),
+    "class of a callback": (["--trainer.callbacks+=ExactResum"], "did you mean 'ExactResume'?"),
+    "choice": (["--model.attack.norm=l3"], "model.attack.norm: expected one of 'linf', 'l2', got 'l3'"),
+    "type": (["--data.batch_size=many"], "data.batch_size: expected int, got 'many'"),
+    "fraction": (["--model.attack.eps=8:255"], "`eps` must be a number or a fraction such as '8/255', got '8:255'"),
+    "name of the net": (["--model.net=resnet99"], "got 'resnet99'"),
+    "command": ([], "invalid choice: 'fitt'"),
+}
+
+
+@pytest.mark.parametrize("name", list(CONFIGURATIONS))
+def test_a_typo_in_a_configuration_is_named_in_one_line(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    extra, message = CONFIGURATIONS[name]
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(CONFIGURATION))
+    command = "fitt" if name == "command" else "fit"
+    with pytest.raises(SystemExit, match="2"):
+        main([command, "--config", str(tmp_path / "run.yaml"), *extra])
+    said = capsys.readouterr().err.strip()
+    assert said.startswith("pl-robust: error: ")
+    assert message in said
+    assert "\n" not in said
+
+
+def test_there_are_forty() -> None:
+    assert len(ATTACKS) + len(OTHERS) + len(CONFIGURATIONS) >= 40

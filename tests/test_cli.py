@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import pl_robust
+from pl_robust.attacks import FGSM
+from pl_robust.cli import main, run
+from pl_robust.models import SmallCNN
+from pl_robust.modules import AdversarialTraining
+
+pytestmark = pytest.mark.lightning
+
+QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu"]
+
+
+def config(folder: Path, **changes: Any) -> str:
+    attack = {"class_path": "FGSM", "init_args": {"eps": "8/255"}}
+    content: dict[str, Any] = {
+        "seed_everything": 1,
+        "trainer": {"max_epochs": 1, "limit_train_batches": 2, "limit_val_batches": 1, "limit_test_batches": 1},
+        "model": {"class_path": "AdversarialTraining", "init_args": {"net": "SmallCNN", "attack": attack}},
+        "data": {"class_path": "ImageDataModule", "init_args": {"name": "digits", "eval_batch_size": 32}},
+    }
+    content["model"]["init_args"].update(changes)
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return str(path)
+
+
+@pytest.mark.parametrize("command", [["pl-robust"], [sys.executable, "-m", "pl_robust"]])
+def test_version_and_help_come_at_once(command: list[str], tmp_path: Path) -> None:
+    command = [str(Path(sys.executable).with_name("pl-robust"))] if command == ["pl-robust"] else command
+    answer = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert answer.stdout.strip() == f"pl-robust {pl_robust.__version__}"
+    assert answer.stderr == ""
+    start = time.perf_counter()
+    answer = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert "usage: pl-robust" in answer.stdout
+    assert time.perf_counter() - start < 2  # importing Lightning alone takes longer
+
+
+def test_fractions_short_names_and_links(tmp_path: Path) -> None:
+    cli = run(["fit", "--config", config(tmp_path), *QUIET, "--trainer.fast_dev_run=1"])
+    assert isinstance(cli.model.attack, FGSM)
+    assert cli.model.attack.eps == 8 / 255
+    assert isinstance(cli.model.net, SmallCNN)
+    assert cli.model.num_classes == cli.datamodule.num_classes == 10
+
+
+def test_fit_then_test_and_load_from_the_checkpoint(tmp_path: Path) -> None:
+    net = {"class_path": "SmallCNN", "init_args": {"width": 4}}
+    path = config(tmp_path, net=net)
+    cli = run(["fit", "--config", path, *QUIET])
+    checkpoint = cli.trainer.checkpoint_callback.best_model_path
+    torch.load(checkpoint, weights_only=True)
+    loaded = AdversarialTraining.load_from_checkpoint(checkpoint)  # no argument: the checkpoint holds its configuration
+    for key, value in cli.model.state_dict().items():
+        assert torch.equal(value, loaded.state_dict()[key])
+    assert loaded.attack.eps == 8 / 255
+    tested = run(["test", "--config", path, "--ckpt_path", checkpoint, *QUIET])
+    assert torch.equal(tested.model.net.linear.weight, cli.model.net.linear.weight)
+    assert "test/acc_pgd" in tested.trainer.callback_metrics
+
+
+def test_a_second_run_overwrites_the_saved_configuration(tmp_path: Path) -> None:
+    arguments = ["fit", "--config", config(tmp_path), *QUIET, "--trainer.logger=false"]
+    run(arguments)
+    run(arguments)
+    saved = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert saved["model"]["class_path"] == "pl_robust.modules.AdversarialTraining"
+    assert saved["model"]["init_args"]["attack"]["init_args"]["eps"] == "8/255"
+    main(["fit", "--config", str(tmp_path / "config.yaml"), *QUIET, "--trainer.logger=false"])
+
+
+def test_the_whole_configuration_can_be_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["fit", "--config", config(tmp_path), "--print_config"])
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["model"]["init_args"]["lr_scheduler"] == "triangular"
+
+
+def test_a_net_may_be_a_function_of_any_package(tmp_path: Path) -> None:
+    net = {"class_path": "pl_robust.models.preact_resnet18", "init_args": {"width": 4, "in_channels": 1}}
+    cli = run(["fit", "--config", config(tmp_path, net=net), *QUIET, "--trainer.fast_dev_run=1"])
+    assert type(cli.model.net).__name__ == "PreActResNet"
