@@ -60,8 +60,10 @@ def explain(message: str) -> str:
 def _reword(line: str, owner: str, keys: list[str]) -> str:
     if match := re.fullmatch(r"Option '(.+)' is not accepted", line):
         return f"{owner.rpartition('.')[2]} has no argument {match[1]!r}; {_offer(match[1], _arguments(owner))}"
-    if match := re.fullmatch(r"Expected a dot import path string: (.+)", line):
-        return f"there is no class {match[1]!r}; {_offer(match[1], _classes(keys))}"
+    no_class = r"Expected a dot import path string: (.+)|Expected a path but (.+) either not accessible or invalid"
+    if match := re.fullmatch(no_class, line):
+        wrong = match[1] or match[2]
+        return f"there is no class {wrong!r}; {_offer(wrong, _classes(keys))}"
     if match := re.match(r"Import path (\S+) does not correspond to a subclass of (\w+)", line):
         return f"{match[1]} is no {match[2]}; {_offer(match[1], _classes(keys))}"
     unknown = r"Subcommand '\w+' does not accept option '(.+)'|unrecognized arguments: --([\w.]+).*"

@@ -100,6 +100,7 @@ def run(args: Sequence[str] | None = None) -> Any:
         subclass_mode_model=True,
         subclass_mode_data=True,
         save_config_kwargs={"overwrite": True},
+        seed_everything_default=0,
         parser_kwargs={**strict, **{name: strict for name in RobustCLI.subcommands()}},
         args=None if args is None else list(args),
     )

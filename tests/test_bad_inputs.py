@@ -39,7 +39,10 @@ ATTACKS: dict[str, tuple[Callable[[], Any], str]] = {
     "eps over zero": (lambda: FGSM("8/0"), r"`eps` must be a number or a fraction"),
     "eps none": (lambda: PGD(None), r"`eps` must be a number, a fraction"),  # type: ignore[arg-type]
     "eps per channel in l2": (lambda: PGD([0.1, 0.2, 0.3], norm="l2"), r"norm='l2' takes one number"),
-    "eps of two channels": (lambda: FGSM([0.1, 0.2])(NET, X, Y), r"`eps` has 2 channels, the input .* has 3"),
+    "eps of two channels": (
+        lambda: FGSM([0.1, 0.2])(NET, X, Y),
+        r"`step_size or eps` has 2 channels, the input .* has 3",
+    ),
     "unknown norm": (lambda: PGD(0.1, norm="l1"), r"`norm` must be one of \('linf', 'l2'\), got 'l1'"),  # type: ignore[arg-type]
     "bounds upside down": (lambda: FGSM(0.1, bounds=(1, 0)), r"`bounds` must be \(low, high\) with low < high"),
     "std of zero": (lambda: FGSM(0.1, normalization=([0.5], [0.0])), r"`normalization` must be .* with std > 0"),
@@ -108,7 +111,7 @@ OTHERS: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: CatastrophicOverfittingDetector(0.1, max_kept=1.5),
         r"`max_kept` must lie between 0 and 1",
     ),
-    "unknown data": (lambda: ImageDataModule("cifar"), r"`name` must be one of.*'cifar10'.*got 'cifar'"),  # type: ignore[arg-type]
+    "unknown data": (lambda: ImageDataModule("cifar"), r"`name` must be one of.* cifar10.*got 'cifar'"),  # type: ignore[arg-type]
     "too much validation": (lambda: ImageDataModule("digits", val_fraction=1.0), r"`val_fraction`.*got 1.0"),
     "beta in words": (lambda: InjectedFeatureDataModule(ImageDataModule("digits"), "much"), r"`beta` must be a number"),
     "too many carriers": (lambda: dct_carrier(1000, 4), r"`num_classes` must be.*got 1000"),

@@ -16,7 +16,11 @@ from pl_robust.cli import main, run
 from pl_robust.models import SmallCNN
 from pl_robust.modules import AdversarialTraining
 
-pytestmark = pytest.mark.lightning
+pytestmark = [
+    pytest.mark.lightning,
+    pytest.mark.filterwarnings("ignore:The dirpath has changed"),
+    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
+]
 
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu"]
 

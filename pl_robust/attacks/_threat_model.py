@@ -95,7 +95,7 @@ class ThreatModel:
     def ascend(self, x: Tensor, gradient: Tensor, step_size: float | Tensor) -> Tensor:
         """Take one step of length ``step_size`` up the gradient, steepest in this norm; box and ball ignored."""
         if self.norm == "linf":
-            return x + per_channel(step_size, x, "step_size") * gradient.sign()
+            return x + per_channel(step_size, x, "step_size or eps") * gradient.sign()
         return x + step_size * (gradient / _per_sample(_l2(gradient), x))
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
