@@ -54,7 +54,7 @@ setup(
             "setuptools>=64",
             "wheel",
         ],
-        "dev": ["mypy>=1.13", "ruff>=0.9"],
+        "dev": ["mypy>=1.13", "ruff>=0.9", "types-PyYAML"],
     },
     entry_points={"console_scripts": ["pl-robust = pl_robust.cli:main"]},
     classifiers=[

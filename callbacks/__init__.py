@@ -1,7 +1,19 @@
 """Lightning callbacks that drop into any existing Trainer. Installed as ``pl_robust.callbacks``."""
 
+from typing import TYPE_CHECKING
+
 from pl_robust._lazy import attach
 
-_HOMES = {"CatastrophicOverfittingDetector": "catastrophic_overfitting", "ExactResume": "exact_resume"}
-__all__ = tuple(sorted(_HOMES))
-__getattr__, __dir__ = attach(__name__, _HOMES)
+__all__ = (
+    "CatastrophicOverfittingDetector",
+    "ExactResume",
+)
+
+if TYPE_CHECKING:
+    from pl_robust.callbacks.catastrophic_overfitting import CatastrophicOverfittingDetector
+    from pl_robust.callbacks.exact_resume import ExactResume
+else:
+    __getattr__, __dir__ = attach(
+        __name__,
+        {"CatastrophicOverfittingDetector": "catastrophic_overfitting", "ExactResume": "exact_resume"},
+    )

@@ -49,7 +49,8 @@ def draw_curves(history: Sequence[Row], detections: Sequence[Row], name: str) ->
         color = "tab:gray" if key == "grad_align" else None
         axes.plot(at, [row[key] for row in history], style, marker=".", label=label, color=color)
     for number, row in enumerate(detections):
-        label = "catastrophic overfitting" if number == 0 else None
+        # Matplotlib leaves labels that start with an underscore out of the legend.
+        label = "catastrophic overfitting" if number == 0 else "_again"
         axes.axvline(row[axis], color="tab:red", linestyle="--", label=label)
     axes.set(xlabel=axis, ylabel="accuracy, cosine", ylim=(min(-0.02, *(row["grad_align"] for row in history)), 1.02))
     axes.set_title(f"{name}: robustness over training")

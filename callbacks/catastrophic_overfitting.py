@@ -175,7 +175,7 @@ class CatastrophicOverfittingDetector(Callback):
                 "give it the same `fallback_attack`"
             )
         if self._on_fallback:
-            pl_module.attack = self.fallback_attack
+            _set_attack(pl_module, self.fallback_attack)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -194,7 +194,9 @@ class CatastrophicOverfittingDetector(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the table, publish the figure."""
-        directory = None if trainer.fast_dev_run else trainer.log_dir  # every rank asks: Lightning broadcasts it
+        directory = (
+            None if getattr(trainer, "fast_dev_run", False) else trainer.log_dir
+        )  # every rank asks: Lightning broadcasts it
         if not trainer.is_global_zero or not self.history:
             return
         figure = draw_curves(self.history, self.detections, self._logged_as)
@@ -267,7 +269,7 @@ class CatastrophicOverfittingDetector(Callback):
     def _read_probe_set(self, trainer: Trainer) -> tuple[int, list[tuple[int, Tensor, Tensor]]]:
         if self.probe_data is None:
             return probe_set(trainer, self.max_samples, self.input_key, self.label_key)
-        x, y = (values[: self.max_samples].split(CHUNK) for values in self.probe_data)
+        x, y = (torch.split(values[: self.max_samples], CHUNK) for values in self.probe_data)
         return len(x), [(i, x[i], y[i]) for i in range(trainer.global_rank, len(x), trainer.world_size)]
 
     def _measure_chunk(self, module: LightningModule, x: Tensor, y: Tensor, index: int) -> tuple[Tensor, int]:
@@ -313,7 +315,7 @@ class CatastrophicOverfittingDetector(Callback):
                 done += " training stops."
             else:
                 self._on_fallback = True
-                pl_module.attack = self.fallback_attack
+                _set_attack(pl_module, self.fallback_attack)
                 done += f" training goes on with {self.fallback_attack!r}."
         if is_new or done:
             rank_zero_warn(
@@ -321,6 +323,10 @@ class CatastrophicOverfittingDetector(Callback):
                 f"{row['acc_pgd']:.1%}, it was {best:.1%}; under the single-step attack it is {row['acc_fgsm']:.1%}."
                 f"{done}"
             )
+
+
+def _set_attack(module: LightningModule, attack: Attack | None) -> None:
+    setattr(module, "attack", attack)  # noqa: B010  # nn.Module's type knows of tensors and modules only
 
 
 def _unit(gradient: Tensor) -> Tensor:

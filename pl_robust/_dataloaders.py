@@ -40,4 +40,4 @@ def count_real(loader: Any, batch_idx: int, size: int) -> int:
     if not isinstance(sampler, DistributedSampler) or sampler.drop_last or loader.batch_size is None:
         return size
     own = len(range(sampler.rank, len(sampler.dataset), sampler.num_replicas))  # type: ignore[arg-type]  # Dataset has no len
-    return max(0, min(size, own - batch_idx * loader.batch_size))
+    return max(0, min(size, own - batch_idx * int(loader.batch_size)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pl_robust._lightning import Trainer
 
@@ -26,7 +26,7 @@ def publish_figure(trainer: Trainer, tag: str, figure: Figure, directory: str | 
         Path of the PNG, if one was saved.
     """
     for logger in trainer.loggers:
-        experiment = getattr(logger, "experiment", None)
+        experiment: Any = getattr(logger, "experiment", None)
         if hasattr(experiment, "add_figure"):
             experiment.add_figure(tag, figure, global_step=trainer.global_step, close=False)
         elif hasattr(logger, "log_image"):

@@ -61,15 +61,19 @@ def _read(
     by_index = hasattr(dataset, "__len__") and not isinstance(dataset, IterableDataset)
     if by_index and getattr(loader, "batch_sampler", None) is not None:
         count = min(max_samples, len(dataset))  # type: ignore[arg-type]  # by_index says that it has a length
-        chunks = [range(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
+        chunks = [list(range(start, min(start + CHUNK, count))) for start in range(0, count, CHUNK)]
         mine = list(range(rank, len(chunks), ranks))
-        batches = DataLoader(dataset, batch_sampler=[chunks[i] for i in mine], collate_fn=loader.collate_fn)  # type: ignore[arg-type,type-var]
+        batches: DataLoader[Any] = DataLoader(
+            dataset,  # type: ignore[arg-type]  # by_index says that it can be indexed
+            batch_sampler=[chunks[i] for i in mine],
+            collate_fn=loader.collate_fn,
+        )
         pairs = [split_batch(_transfer(trainer, batch), input_key, label_key) for batch in batches]
         return len(chunks), [(i, x.cpu(), y.cpu()) for i, (x, y) in zip(mine, pairs, strict=True)]
     wanted = -(-max_samples // ranks)
     x, y = _first(trainer, loader, wanted, input_key, label_key)
     own = -(-wanted // CHUNK)
-    parts = zip(x.split(CHUNK), y.split(CHUNK), strict=True)
+    parts = zip(torch.split(x, CHUNK), torch.split(y, CHUNK), strict=True)
     return ranks * own, [(rank * own + i, *part) for i, part in enumerate(parts)]
 
 

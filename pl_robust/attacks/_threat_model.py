@@ -116,7 +116,7 @@ class ThreatModel:
 
 
 def _l2(values: Tensor) -> Tensor:
-    return values.flatten(1).norm(dim=1).clamp_min(_NORM_FLOOR)
+    return torch.linalg.vector_norm(values.flatten(1), dim=1).clamp_min(_NORM_FLOOR)
 
 
 def _per_sample(values: Tensor, x: Tensor) -> Tensor:

@@ -1,12 +1,27 @@
 """Networks: plain ``nn.Module`` classes that take images in [0, 1] and give logits."""
 
+from typing import TYPE_CHECKING
+
 from pl_robust._lazy import attach
 
-_HOMES = {
-    "Normalize": "normalize",
-    "PreActResNet": "preact_resnet",
-    "SmallCNN": "small_cnn",
-    "preact_resnet18": "preact_resnet",
-}
-__all__ = tuple(sorted(_HOMES))
-__getattr__, __dir__ = attach(__name__, _HOMES)
+__all__ = (
+    "Normalize",
+    "PreActResNet",
+    "SmallCNN",
+    "preact_resnet18",
+)
+
+if TYPE_CHECKING:
+    from pl_robust.models.normalize import Normalize
+    from pl_robust.models.preact_resnet import PreActResNet, preact_resnet18
+    from pl_robust.models.small_cnn import SmallCNN
+else:
+    __getattr__, __dir__ = attach(
+        __name__,
+        {
+            "Normalize": "normalize",
+            "PreActResNet": "preact_resnet",
+            "preact_resnet18": "preact_resnet",
+            "SmallCNN": "small_cnn",
+        },
+    )

@@ -1,7 +1,15 @@
 """LightningModules: each is one way of training a network."""
 
+from typing import TYPE_CHECKING
+
 from pl_robust._lazy import attach
 
-_HOMES = {"AdversarialTraining": "adversarial_training"}
-__all__ = tuple(sorted(_HOMES))
-__getattr__, __dir__ = attach(__name__, _HOMES)
+__all__ = ("AdversarialTraining",)
+
+if TYPE_CHECKING:
+    from pl_robust.modules.adversarial_training import AdversarialTraining
+else:
+    __getattr__, __dir__ = attach(
+        __name__,
+        {"AdversarialTraining": "adversarial_training"},
+    )
