@@ -37,6 +37,7 @@ setup(
         "torchvision>=0.16",  # the one beside torch 2.1
         # 1.9.5 is the last release that lightning-bolts takes; 2.6.2 and 2.6.3 were compromised (GHSA-w37p-236h-pfx3)
         "pytorch-lightning>=1.9.5,<3,!=2.6.2,!=2.6.3",
+        "lightning-utilities>=0.8",  # Lightning's own, named because we import it
         "torchmetrics>=1.0",  # what pytorch-lightning 2.x is tested with
         "jsonargparse[signatures]>=4.39",  # the bound of pytorch-lightning's own extra for LightningCLI
         "tensorboard>=2.9.1",  # TensorBoardLogger's own bound

@@ -94,7 +94,7 @@ def unsavable(**arguments: object) -> list[str]:
     configuration they were built from instead, which can: then nothing is ignored and ``load_from_checkpoint`` needs no
     further argument.
     """
-    mixin = import_module(f"{NAMESPACE}.core.mixins.hparams_mixin")
-    if mixin._given_hyperparameters.get() is not None:
+    given = getattr(import_module(f"{NAMESPACE}.core.mixins.hparams_mixin"), "_given_hyperparameters", None)
+    if given is not None and given.get() is not None:  # Lightning 2 and later
         return []
     return [name for name, value in arguments.items() if not _is_plain(value)]

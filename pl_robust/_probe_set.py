@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -94,5 +95,6 @@ def _first(
 
 
 def _transfer(trainer: Trainer, batch: Any) -> Any:
-    convert = getattr(trainer.precision_plugin, "convert_input", None)  # Lightning 2 and later
-    return trainer.strategy.batch_to_device(batch if convert is None else convert(batch), dataloader_idx=0)
+    # Tensor by tensor: Lightning 1.9 converts no collections.
+    batch = apply_to_collection(batch, Tensor, trainer.precision_plugin.convert_input)
+    return trainer.strategy.batch_to_device(batch, dataloader_idx=0)

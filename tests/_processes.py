@@ -49,9 +49,9 @@ def run_ranks(fn: Callable[..., Any], world_size: int = 2, *args: Any, timeout: 
             ready = wait_any(list(waiting), deadline - time.monotonic())
             if not ready:
                 raise TimeoutError(f"{fn.__name__}: ranks {sorted(waiting.values())} did not end in {timeout:.0f} s")
-            for end in ready:
-                rank = waiting[end]
-                results[rank] = _receive(end, f"{fn.__name__}, rank {rank}")
+            for end, rank in waiting.items():
+                if end in ready:
+                    results[rank] = _receive(end, f"{fn.__name__}, rank {rank}")
         for child in children:
             child.join(10)
     finally:

@@ -16,7 +16,7 @@ def test_over_all_ranks_each_sample_counts_once(samples: int, ranks: int, shuffl
     dataset: Any = TensorDataset(torch.arange(samples))
     counted = []
     for rank in range(ranks):
-        sampler = DistributedSampler(dataset, ranks, rank, shuffle=shuffle)
+        sampler: DistributedSampler[Any] = DistributedSampler(dataset, ranks, rank, shuffle=shuffle)
         loader = DataLoader(dataset, batch_size=3, sampler=sampler)
         for index, (batch,) in enumerate(loader):
             counted += batch[: count_real(loader, index, len(batch))].tolist()

@@ -14,6 +14,9 @@ from tests.toys import assert_identical
 class Restless(nn.Module):
     """Everything that a careless look would disturb."""
 
+    calls: Tensor
+    seen: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.norm = nn.BatchNorm1d(4)
@@ -27,7 +30,8 @@ class Restless(nn.Module):
         self.seen = x.mean(0).detach()  # bound anew
         random.random()  # noqa: S311
         np.random.rand()  # noqa: NPY002
-        return self.drop(self.frozen(self.norm(x))) + torch.rand_like(x)
+        dropped: Tensor = self.drop(self.frozen(self.norm(x)))
+        return dropped + torch.rand_like(x)
 
 
 def state(module: nn.Module) -> dict[str, object]:

@@ -116,7 +116,8 @@ class ThreatModel:
 
 
 def _l2(values: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(values.flatten(1), dim=1).clamp_min(_NORM_FLOOR)
+    lengths: Tensor = torch.linalg.vector_norm(values.flatten(1), dim=1)
+    return lengths.clamp_min(_NORM_FLOOR)
 
 
 def _per_sample(values: Tensor, x: Tensor) -> Tensor:

@@ -27,9 +27,9 @@ def test_no_parameter_gradient_moves_or_is_computed(name: str) -> None:
     net, (x, y) = net_with_batch_norm(), batch()
     F.cross_entropy(net(x), y).backward()  # type: ignore[no-untyped-call]
     before = [parameter.grad.clone() for parameter in net.parameters() if parameter.grad is not None]
-    computed = []
+    computed: list[Tensor] = []
     for parameter in net.parameters():
-        parameter.register_hook(computed.append)  # fires whenever the engine computes this gradient
+        parameter.register_hook(computed.append)  # type: ignore[no-untyped-call]  # fires when this gradient is computed
     ATTACKS[name](0.1)(net, x, y)
     assert computed == []
     assert all(torch.equal(old, p.grad) for old, p in zip(before, net.parameters(), strict=True) if p.grad is not None)

@@ -39,7 +39,7 @@ def trained_cnn() -> tuple[nn.Module, Tensor, Tensor]:
 
 def robust_accuracy(model: nn.Module, x_adv: Tensor, y: Tensor) -> float:
     with torch.no_grad():
-        return (model(x_adv).argmax(1) == y).float().mean().item()
+        return float((model(x_adv).argmax(1) == y).float().mean())
 
 
 @pytest.mark.parametrize("name", list(models.ZOO))

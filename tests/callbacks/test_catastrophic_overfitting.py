@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from pl_robust._lightning import Callback, LightningModule, MisconfigurationException, Trainer
 from pl_robust.attacks import FGSM, NFGSM, PGD, fgsm, pgd
@@ -48,7 +48,8 @@ class Scripted(LightningModule):
         return torch.stack([-value, value], dim=1)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        return 0 * self.weight * self(batch[0]).sum()
+        total: Tensor = self(batch[0]).sum()
+        return 0 * self.weight * total
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         return None
@@ -61,7 +62,7 @@ def signs(count: int = 128) -> DataLoader[Any]:
     """Images of mean ±0.2 and their class."""
     y = torch.arange(count) % 2
     x = (0.4 * y - 0.2).view(-1, 1, 1, 1).expand(-1, 1, 2, 2).clone()
-    return DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=32)
+    return DataLoader(TensorDataset(x, y), batch_size=32)
 
 
 @pytest.mark.parametrize("collapse_at", [2, 99])
@@ -98,7 +99,8 @@ class Drifting(Scripted):
     """Scripted, with weights and momentum that move: a rollback shows."""
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        return -0.01 * self.weight + 0 * self(batch[0]).sum()
+        total: Tensor = self(batch[0]).sum()
+        return -0.01 * self.weight + 0 * total
 
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.SGD(self.parameters(), 0.1, momentum=0.9)
@@ -193,9 +195,9 @@ def test_gradient_alignment_is_one_on_a_linear_model() -> None:
             self.net = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
 
     detector = CatastrophicOverfittingDetector(eps=0.1)
-    binary = [(x, y % 2) for x, y in stripes(32)]
+    x, y = stripes(32).tensors
     trainer = quiet_trainer(max_epochs=1, callbacks=[detector])
-    data = DataLoader(binary, batch_size=16)  # type: ignore[arg-type]
+    data = DataLoader(TensorDataset(x, y % 2), batch_size=16)
     trainer.fit(Linear(), data, data)
     assert detector.history[0]["grad_align"] == pytest.approx(1, abs=1e-5)
 
@@ -336,7 +338,7 @@ def test_nothing_is_left_behind_after_an_exception() -> None:
             return None
 
     module = Broken()
-    module.net[3].eval()  # type: ignore[operator]  # a frozen part must stay frozen
+    module.net[3].eval()  # a frozen part must stay frozen
     with pytest.raises(RuntimeError, match="on purpose"):
         train(CatastrophicOverfittingDetector(eps=0.1), module=module)
     assert [part.training for part in module.modules()] == [True, True, True, True, True, False, True, True]

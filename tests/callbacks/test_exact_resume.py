@@ -27,6 +27,7 @@ from pl_robust._lightning import (
 )
 from pl_robust.callbacks import ExactResume
 from tests._processes import run_and_kill, run_ranks
+from tests.toys import quiet_trainer
 
 ModelCheckpoint = import_module(f"{NAMESPACE}.callbacks").ModelCheckpoint
 
@@ -88,6 +89,8 @@ class Shift:
 class Noisy(LightningModule):
     """Draws from every generator a training step can come by."""
 
+    net: Any  # a Sequential, whose first layer gets a generator
+
     def __init__(self) -> None:
         super().__init__()
         self.net = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 1))
@@ -122,7 +125,7 @@ class Plateau(Noisy):
 class Drawing(Callback):
     """Draws in all the hooks around an epoch's end; in ``on_train_start`` only once per process, alas."""
 
-    def on_train_start(self, *_: Any) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         torch.rand(3)
 
     on_train_epoch_start = on_train_epoch_end = on_validation_start = on_validation_epoch_end = on_train_start
@@ -179,7 +182,7 @@ def _train(
     *extra: Callback,
     seed: int = 0,
     exact: bool = True,
-    module: type[LightningModule] = Noisy,
+    module: type[Noisy] = Noisy,
     loader: dict[str, Any] | None = None,
     generator: bool = False,
     datamodule: bool = False,
@@ -193,24 +196,23 @@ def _train(
     drawn = torch.Generator().manual_seed(seed) if generator else None
     train = DataLoader(data, batch_size=4, shuffle=True, generator=drawn, **(loader or {}))
     saved = {"save_top_k": -1, "save_last": True, "filename": "{epoch}"} | (checkpoint or {})
-    arguments = {"max_epochs": EPOCHS, "accelerator": "cpu", "devices": 1, "logger": False} | trainer_arguments
-    trainer = Trainer(
+    trainer = quiet_trainer(
         callbacks=[*extra, *[ExactResume()] * exact, ModelCheckpoint(str(folder), **saved)],
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **arguments,
+        enable_checkpointing=True,
+        **{"max_epochs": EPOCHS, **trainer_arguments},
     )
     net = module()
-    loaders = {"datamodule": Data(data)} if datamodule else {"train_dataloaders": train}
+    loaders: dict[str, Any] = {"datamodule": Data(data)} if datamodule else {"train_dataloaders": train}
     if val:
         loaders["val_dataloaders"] = DataLoader(Samples(), batch_size=4)
     trainer.fit(net, ckpt_path=None if resume is None else folder / resume, **loaders)
+    numpy_state = np.random.get_state(legacy=False)  # noqa: NPY002
     return {
         "step": trainer.global_step,
         "weights": net.state_dict(),
         "optimizer": trainer.optimizers[0].state_dict(),
         "scheduler": trainer.lr_scheduler_configs[0].scheduler.state_dict(),
-        "random": [random.getstate(), np.random.get_state()[1], torch.get_rng_state()],  # noqa: NPY002
+        "random": [random.getstate(), numpy_state["state"]["key"], torch.get_rng_state()],
         "own": [net.attack.generator.get_state(), net.net[0].own.get_state(), net.drawn.random()],
         "data": [generator.get_state() for generator in (data.transforms[0].generator, drawn) if generator],
     }
@@ -243,6 +245,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    result: dict[str, Any]
     (result,) = run_ranks(_train, 1, tmp_path_factory.mktemp("whole"))
     return result
 
@@ -367,8 +370,7 @@ def test_what_validate_loads_is_never_applied(tmp_path: Path) -> None:
     _train(tmp_path, max_epochs=1)
     states = []
     for callbacks in ([ExactResume()], []):
-        arguments = {"max_epochs": 1, "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-        trainer = Trainer(accelerator="cpu", enable_model_summary=False, callbacks=callbacks, **arguments)
+        trainer = quiet_trainer(max_epochs=1, callbacks=callbacks)
         loader = DataLoader(Samples(), batch_size=4)
         _seed(9)
         trainer.validate(Noisy(), loader, tmp_path / "epoch=0.ckpt", verbose=False)

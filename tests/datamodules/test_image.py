@@ -20,6 +20,7 @@ from torchvision.transforms.v2 import functional as vision
 from pl_robust._lightning import LightningModule, Trainer
 from pl_robust.datamodules import ImageDataModule
 from pl_robust.datamodules.image_dataset import ImageDataset, collate_images, crop_and_flip
+from tests.toys import quiet_trainer
 
 pytestmark = pytest.mark.lightning
 random = np.random.default_rng(0)
@@ -119,7 +120,7 @@ class _Net(LightningModule):
     def test_step(self, batch: Any, batch_idx: int) -> None:
         self._count("test", batch)
 
-    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+    def predict_step(self, batch: Any, batch_idx: int) -> Any:
         self._count("predict", batch)
         return batch[1]
 
@@ -128,8 +129,7 @@ class _Net(LightningModule):
 
 
 def _trainer(**arguments: Any) -> Trainer:
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    return Trainer(max_epochs=1, accelerator="cpu", enable_model_summary=False, **quiet, **arguments)
+    return quiet_trainer(max_epochs=1, **arguments)
 
 
 # digits
@@ -407,7 +407,7 @@ def test_batches_are_fetched_at_once_and_samples_agree() -> None:
     assert torch.equal(dataset[2][0], x[1])
     assert dataset[2][1].shape == ()
     calls = []
-    dataset.__getitems__ = lambda indices: calls.append(len(indices)) or (x, y)  # type: ignore[method-assign, func-returns-value, assignment]
+    dataset.__getitems__ = lambda indices: calls.append(len(indices)) or (x, y)  # type: ignore[method-assign, func-returns-value]
     list(DataLoader(Subset(dataset, range(8)), batch_size=4, collate_fn=collate_images))
     assert calls == [4, 4]
 

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 import copy
-import os
 import pickle
 import sys
 from collections import OrderedDict
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset, default_collate
 
-from pl_robust._lightning import LightningDataModule, LightningModule, MisconfigurationException, Trainer
+from pl_robust._lightning import NAMESPACE, LightningDataModule, LightningModule, MisconfigurationException, Trainer
 from pl_robust.datamodules import ImageDataModule, InjectedFeatureDataModule
 from pl_robust.transforms import dct_carrier
+from tests.toys import quiet_trainer
 
 pytestmark = [
     pytest.mark.lightning,
@@ -103,7 +104,8 @@ class Recorder(LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         self.batches.append(batch)
-        return self.scale * batch[0].mean()
+        mean: Tensor = batch[0].mean()
+        return self.scale * mean
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         pass
@@ -116,8 +118,7 @@ class Recorder(LightningModule):
 
 
 def _trainer(**arguments: Any) -> Trainer:
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    return Trainer(max_epochs=1, accelerator="cpu", enable_model_summary=False, **quiet, **arguments)
+    return quiet_trainer(max_epochs=1, **arguments)
 
 
 def _expected(base: Base, beta: float) -> Tensor:
@@ -301,13 +302,10 @@ def test_builds_from_yaml_and_prints_a_configuration_that_builds_the_same(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["pl-robust"])  # LightningCLI warns of arguments on both sides
-    if os.environ.get("PL_ROBUST_LIGHTNING") == "lightning":
-        from lightning.pytorch.cli import LightningCLI
-    else:
-        from pytorch_lightning.cli import LightningCLI
+    cli: Any = import_module(f"{NAMESPACE}.cli")
 
     def build(*arguments: str) -> Any:
-        return LightningCLI(
+        return cli.LightningCLI(
             Recorder, LightningDataModule, subclass_mode_data=True, run=False, args=list(arguments)
         ).datamodule
 

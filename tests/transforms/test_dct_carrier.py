@@ -74,7 +74,8 @@ def test_frequencies_are_exactly_those_without_a_zero_in_zigzag_order(size: tupl
         angles = [Fraction((2 * i + 1) * u, 2 * n) for i in range(n)]
         return any(t.denominator == 2 for t in angles)
 
-    zigzag, u, v, up = [], 0, 0, True
+    zigzag: list[tuple[int, int]] = []
+    u, v, up = 0, 0, True
     while len(zigzag) < height * width:  # walk as JPEG does, turning at the borders
         if u < height and v < width:
             zigzag.append((u, v))
