@@ -67,6 +67,8 @@ def quiet_trainer(**arguments: Any) -> Trainer:
         "enable_progress_bar": False,
         "enable_model_summary": False,
     }
+    if "callbacks" in arguments:
+        arguments["callbacks"] = list(arguments["callbacks"])  # Lightning 1.9 adds its own to the list it is given
     return Trainer(**{**quiet, **arguments})
 
 
