@@ -166,10 +166,13 @@ class CatastrophicOverfittingDetector(Callback):
         same = [other for other in trainer.callbacks if getattr(other, "prefix", None) == self.prefix]  # type: ignore[attr-defined]
         number = same.index(self) + 1
         self._logged_as = self.prefix if number == 1 else f"{self.prefix}_{number}"
-        self._probe_set = None
+        self._probe_set, self._chance = None, 0.0
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take up the fallback attack where a resumed run had it."""
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget an earlier run; or take up the fallback attack where a resumed run had it."""
+        if trainer.global_step == 0:
+            # Another network's best accuracy would make this one's early checks look like a collapse.
+            self.history, self._snapshot, self._on_fallback = [], None, False
         if self._on_fallback and self.fallback_attack is None:
             raise MisconfigurationException(
                 "the checkpoint comes from a run that went on with its `fallback_attack`, and this detector has none: "

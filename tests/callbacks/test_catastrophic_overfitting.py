@@ -237,6 +237,16 @@ def test_two_detectors_live_in_one_trainer_and_resume(tmp_path: Path) -> None:
         assert [row["epoch"] for row in after.history] == [0, 1, 2]
 
 
+def test_a_second_run_starts_from_scratch_and_a_continued_one_does_not() -> None:
+    detector = CatastrophicOverfittingDetector(eps=0.1)
+    train(detector)
+    trainer, module = train(detector)
+    assert [row["epoch"] for row in detector.history] == [0, 1]
+    trainer.fit_loop.max_epochs = 3
+    trainer.fit(module, loader(70), loader(40, seed=1))
+    assert [row["epoch"] for row in detector.history] == [0, 1, 2]
+
+
 def test_checks_by_steps_come_after_every_nth_optimizer_step() -> None:
     detector = CatastrophicOverfittingDetector(eps=0.1, every_n_steps=2)
     train(detector, accumulate_grad_batches=2)  # 5 batches, so 3 optimizer steps an epoch
