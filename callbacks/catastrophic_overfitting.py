@@ -43,6 +43,9 @@ class CatastrophicOverfittingDetector(Callback):
     accuracy stays high. A network that was never robust is not CO, nor is a dip that a small probe set explains. At
     the end of fit it prints a table and draws the curves, to the loggers and as PNG into the run's folder.
 
+    It logs at the end of the training epoch, after validation: a ``ModelCheckpoint`` that monitors one of its values
+    needs ``save_on_train_epoch_end=True``, an ``EarlyStopping`` ``check_on_train_epoch_end=True``.
+
     With ``action="warn"`` it only looks: weights, buffers, gradients, optimizer and random numbers are bit for bit as
     without it. All ranks share the work and decide alike; state survives a resume; several detectors can live in one
     Trainer (the second of the same ``prefix`` logs under ``co_2/``).
