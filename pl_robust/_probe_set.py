@@ -28,7 +28,7 @@ def probe_set(
     rank takes its own first samples.
 
     Args:
-        trainer: a trainer whose validation dataloaders are set up.
+        trainer: a trainer that is fitting.
         max_samples: how many samples to read on all ranks together.
         input_key: position or key of the inputs in a batch.
         label_key: position or key of the labels in a batch.
@@ -39,19 +39,30 @@ def probe_set(
     Raises:
         MisconfigurationException: if the trainer has no validation data.
     """
-    loaders = flatten_loaders(trainer.val_dataloaders)
-    if not loaders:
-        raise MisconfigurationException(
-            "the probe set is taken from the validation data, and this run has none: give the Trainer a validation "
-            "dataloader, or the callback `probe_data=(x, y)`"
-        )
     stage = trainer.state.stage
     # Transforms for training must pass the probe set by: while it is read, the trainer says what it says in validation.
     trainer.validating = True
     try:
+        if trainer.val_dataloaders is None and trainer.enable_validation:  # no validation has run yet
+            _load_validation_data(trainer)
+        loaders = flatten_loaders(trainer.val_dataloaders)
+        if not loaders:
+            raise MisconfigurationException(
+                "the probe set is taken from the validation data, and this run has none: give the Trainer a validation "
+                "dataloader, or the callback `probe_data=(x, y)`"
+            )
         return _read(trainer, loaders[0], max_samples, input_key, label_key)
     finally:
         trainer.state.stage = stage
+
+
+def _load_validation_data(trainer: Trainer) -> None:
+    """Have the trainer load its validation dataloaders, as it does itself before the first validation."""
+    val_loop = trainer.fit_loop.epoch_loop.val_loop
+    if hasattr(val_loop, "setup_data"):
+        val_loop.setup_data()
+    else:  # Lightning 1.9
+        trainer.reset_val_dataloader(trainer.lightning_module)  # type: ignore[attr-defined]
 
 
 def _read(

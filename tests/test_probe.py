@@ -79,6 +79,7 @@ def test_autograd_works_inside_inference_mode() -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_compiled_net_is_not_compiled_again() -> None:
     compiled = []
+    torch.compiler.reset()  # what other tests have compiled would be taken from the cache
 
     def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> object:
         compiled.append(graph)

@@ -282,6 +282,12 @@ def test_the_probe_set_has_at_most_max_samples_and_takes_iterable_data_too() -> 
         assert torch.equal(torch.cat([x for _, x, _ in chunks]), stripes(200).tensors[0][:100])
 
 
+def test_a_check_before_the_first_validation_finds_the_data() -> None:
+    detector = CatastrophicOverfittingDetector(eps=0.1)
+    train(detector, num_sanity_val_steps=0, check_val_every_n_epoch=2)
+    assert [row["epoch"] for row in detector.history] == [0, 1]
+
+
 def test_it_finds_the_curves_a_place(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
