@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
 import torch
@@ -10,10 +12,11 @@ from torch.nn import functional as F
 
 from pl_robust._figure import publish_figure
 from pl_robust._lightning import Callback, LightningModule, MisconfigurationException, Trainer, rank_zero_warn
+from pl_robust._number import check_count
 from pl_robust._probe import probe
-from pl_robust._probe_set import CHUNK, probe_set
+from pl_robust._probe_set import ProbeSet
 from pl_robust.attacks import PGD, Attack
-from pl_robust.attacks._target import Normalization, check_choices, under_attack
+from pl_robust.attacks._target import Normalization, Target, check_choices, under_attack
 from pl_robust.attacks._threat_model import Norm, Radius, ThreatModel, parse_radius
 from pl_robust.callbacks._co_report import draw_curves, summarize
 from pl_robust.callbacks._collapse import has_collapsed
@@ -37,7 +40,7 @@ class CatastrophicOverfittingDetector(Callback):
     * ``co/gap``: their difference;
     * ``co/grad_align``: mean cosine of the input gradients at x and at a random point of its eps-ball
       (Andriushchenko & Flammarion 2020, eq. 4), which falls to 0 at CO;
-    * ``co/detected``: 1 while PGD accuracy is lost and single-step accuracy is not, else 0.
+    * ``co/detected``: 1 from the check that finds CO until PGD accuracy is back at 90 % of its best before, else 0.
 
     What counts as CO is said at ``has_collapsed``: PGD accuracy has fallen to half of its own best while single-step
     accuracy stays high. A network that was never robust is not CO, nor is a dip that a small probe set explains. At
@@ -47,8 +50,9 @@ class CatastrophicOverfittingDetector(Callback):
     needs ``save_on_train_epoch_end=True``, an ``EarlyStopping`` ``check_on_train_epoch_end=True``.
 
     With ``action="warn"`` it only looks: weights, buffers, gradients, optimizer and random numbers are bit for bit as
-    without it. All ranks share the work and decide alike; state survives a resume; several detectors can live in one
-    Trainer (the second of the same ``prefix`` logs under ``co_2/``).
+    without it. (Out of its reach is what is neither a buffer nor a generator: a data set that changes in other ways
+    when it is read, a Python counter in ``forward``.) All ranks share the work and decide alike; state survives a
+    resume; several detectors can live in one Trainer (the second of the same ``prefix`` logs under ``co_2/``).
 
     Args:
         eps: radius of the ball in input units, 8/255 for images in [0, 1]; a float, ``"8/255"``, or one number per
@@ -57,15 +61,17 @@ class CatastrophicOverfittingDetector(Callback):
         bounds: lowest and highest valid input value, or None for data that may leave [0, 1].
         normalization: (mean, std) per channel of data that is normalized before it reaches the module.
         attack: the single-step attack; None means FGSM at eps. Give the training attack if it is another one.
-        strong_attack: the attack that must not succeed much better; None means PGD with 5 steps of eps / 2:
-            enough to tell the two states apart, and cheap.
+        strong_attack: the attack that must not succeed much better; None means PGD with 10 steps of eps / 4.
+            Coarser steps overestimate the robustness of a network after CO.
         every_n_epochs: check at the end of every n-th training epoch.
         every_n_steps: check after every n-th optimizer step instead.
-        max_samples: size of the probe set: the first samples of the first validation dataloader.
+        max_samples: size of the probe set: the first samples of the first validation dataloader, in the order of its
+            sampler. Iterable data is not read ahead: its samples are those of the first validation, and checks begin
+            after it.
         probe_data: (x, y) to look at instead: inputs [N, ...] as the module takes them, and labels [N].
         action: what to do at CO: ``"warn"``; ``"stop"`` the training; or ``"rollback"``: put weights, optimizers and
             schedules back to the last healthy check, at 90 % of the best PGD accuracy or more, and then stop, or go on
-            with ``fallback_attack``.
+            with ``fallback_attack``. The checkpoints then hold that state too, which doubles them.
         fallback_attack: the stronger attack to go on with after a rollback; the module must hold its training attack as
             ``attack``, as ``AdversarialTraining`` does. At a second CO the training is rolled back and stopped.
         max_kept: largest share of the best PGD accuracy that counts as collapsed.
@@ -90,7 +96,7 @@ class CatastrophicOverfittingDetector(Callback):
         strong_attack: Attack | None = None,
         every_n_epochs: int = 1,
         every_n_steps: int | None = None,
-        max_samples: int = 512,
+        max_samples: int = 256,
         probe_data: tuple[Tensor, Tensor] | None = None,
         action: Action = "warn",
         fallback_attack: Attack | None = None,
@@ -104,8 +110,15 @@ class CatastrophicOverfittingDetector(Callback):
         check_choices(normalization, "train")
         counts = {"every_n_epochs": every_n_epochs, "every_n_steps": every_n_steps, "max_samples": max_samples}
         for name, count in counts.items():
-            if count is not None and count < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {count!r}")
+            if count is not None:
+                check_count(count, name)
+        attacks = {"attack": attack, "strong_attack": strong_attack, "fallback_attack": fallback_attack}
+        for name, given in attacks.items():
+            if given is not None and not isinstance(given, Attack):
+                raise TypeError(f"`{name}` must be an attack such as PGD(eps=8/255), got {given!r}")
+        if probe_data is not None and not 0 < len(probe_data[0]) == len(probe_data[1]):
+            lengths = [len(part) for part in probe_data]
+            raise ValueError(f"`probe_data` must be (x, y) of one length, at least 1, got lengths {lengths}")
         if action not in get_args(Action):
             raise ValueError(f"`action` must be one of {get_args(Action)}, got {action!r}")
         if fallback_attack is not None and action != "rollback":
@@ -115,7 +128,7 @@ class CatastrophicOverfittingDetector(Callback):
         self.normalization = normalization
         self.attack = attack
         if strong_attack is None:
-            strong_attack = PGD(eps, steps=5, norm=norm, bounds=bounds, normalization=normalization)
+            strong_attack = PGD(eps, norm=norm, bounds=bounds, normalization=normalization)
         self.strong_attack = strong_attack.for_evaluation()
         self.every_n_epochs = every_n_epochs
         self.every_n_steps = every_n_steps
@@ -129,21 +142,31 @@ class CatastrophicOverfittingDetector(Callback):
         self.prefix = prefix
         self.history: list[dict[str, float]] = []
         self._logged_as = prefix
+        self._collapsed = False
         self._on_fallback = False
         self._snapshot: Snapshot | None = None
-        self._probe_set: tuple[int, list[tuple[int, Tensor, Tensor]]] | None = None
+        self._probe_set = ProbeSet(max_samples, input_key, label_key, probe_data)
         self._chance = 0.0
 
     @property
     def state_key(self) -> str:
         """Tell detectors apart by what they measure and how they log it."""
         eps = self.ball.eps.tolist() if isinstance(self.ball.eps, Tensor) else self.ball.eps
-        return self._generate_state_key(eps=eps, norm=self.ball.norm, prefix=self.prefix)
+        return self._generate_state_key(
+            eps=eps,
+            norm=self.ball.norm,
+            attack=repr(self.attack),
+            strong_attack=repr(self.strong_attack),
+            every_n_epochs=self.every_n_epochs,
+            every_n_steps=self.every_n_steps,
+            max_samples=self.max_samples,
+            prefix=self.prefix,
+        )
 
     @property
     def best_pgd(self) -> float:
-        """Highest accuracy under PGD at any check so far, 0 before the first."""
-        return max((row["acc_pgd"] for row in self.history), default=0.0)
+        """Highest accuracy under PGD at any check without CO so far, 0 before the first."""
+        return max((row["acc_pgd"] for row in self.history if not row["detected"]), default=0.0)
 
     @property
     def detections(self) -> list[dict[str, float]]:
@@ -169,13 +192,21 @@ class CatastrophicOverfittingDetector(Callback):
         same = [other for other in trainer.callbacks if getattr(other, "prefix", None) == self.prefix]  # type: ignore[attr-defined]
         number = same.index(self) + 1
         self._logged_as = self.prefix if number == 1 else f"{self.prefix}_{number}"
-        self._probe_set, self._chance = None, 0.0
+        self._chance = 0.0
+        for other in trainer.callbacks:  # type: ignore[attr-defined]  # the Trainer's connectors set it
+            monitor = getattr(other, "monitor", None)
+            waits = getattr(other, "_save_on_train_epoch_end", getattr(other, "_check_on_train_epoch_end", True))
+            if isinstance(monitor, str) and monitor.startswith(f"{self._logged_as}/") and not waits:
+                rank_zero_warn(
+                    f"{type(other).__name__}(monitor={monitor!r}) looks after validation, when this epoch's value "
+                    "is not there yet: give it save_on_train_epoch_end=True (EarlyStopping: check_on_train_epoch_end)"
+                )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget an earlier run; or take up the fallback attack where a resumed run had it."""
         if trainer.global_step == 0:
             # Another network's best accuracy would make this one's early checks look like a collapse.
-            self.history, self._snapshot, self._on_fallback = [], None, False
+            self.history, self._snapshot, self._on_fallback, self._collapsed = [], None, False, False
         if self._on_fallback and self.fallback_attack is None:
             raise MisconfigurationException(
                 "the checkpoint comes from a run that went on with its `fallback_attack`, and this detector has none: "
@@ -183,6 +214,30 @@ class CatastrophicOverfittingDetector(Callback):
             )
         if self._on_fallback:
             _set_attack(pl_module, self.fallback_attack)
+        self._probe_set.read(trainer, pl_module)
+        with probe(pl_module):
+            # What is wrong with the data shall be said before an epoch has been spent.
+            for _, x, y in self._probe_set.mine:
+                with self._under_attack(trainer, pl_module, x, y, check=True) as target, torch.no_grad():
+                    target.evaluate(target.x)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Let the probe set keep the batch, if it needs to."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._probe_set.keep(trainer, batch, dataloader_idx)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let the probe set end its collection."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._probe_set.close(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -201,9 +256,14 @@ class CatastrophicOverfittingDetector(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the table, publish the figure."""
-        directory = (
-            None if getattr(trainer, "fast_dev_run", False) else trainer.log_dir
-        )  # every rank asks: Lightning broadcasts it
+        directory = trainer.log_dir  # every rank asks: Lightning broadcasts it
+        if not trainer.loggers or getattr(trainer, "fast_dev_run", False):
+            directory = None  # a run that logs nowhere leaves no file either
+        if not self.history:
+            rank_zero_warn(
+                f"{type(self).__name__} has made no check: the run ended before the first one was due, or, with "
+                "iterable validation data, before the first validation"
+            )
         if not trainer.is_global_zero or not self.history:
             return
         figure = draw_curves(self.history, self.detections, self._logged_as)
@@ -214,21 +274,36 @@ class CatastrophicOverfittingDetector(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs to go on as if nothing had happened."""
-        return {"history": list(self.history), "on_fallback": self._on_fallback, "snapshot": self._snapshot}
+        return {
+            "history": list(self.history),
+            "collapsed": self._collapsed,
+            "on_fallback": self._on_fallback,
+            "snapshot": self._snapshot,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the state of a checkpoint."""
         self.history = [dict(row) for row in state_dict["history"]]
+        self._collapsed = state_dict["collapsed"]
         self._on_fallback = state_dict["on_fallback"]
         self._snapshot = state_dict["snapshot"]
 
     def _check(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._probe_set.chunks == 0:
+            return
         row = {"epoch": trainer.current_epoch, "step": trainer.global_step, **self._measure(trainer, pl_module)}
         samples = row.pop("samples")
-        best = max(self.best_pgd, row["acc_pgd"])
-        detected = has_collapsed(
-            row["acc_fgsm"], row["acc_pgd"], best, chance=self._chance, samples=int(samples), max_kept=self.max_kept
-        )
+        best = self.best_pgd
+        if self._collapsed:
+            # Robustness flickers after a collapse: it is over when what was lost is back.
+            detected = row["acc_pgd"] < _HEALTHY * best
+        else:
+            best = max(best, row["acc_pgd"])
+            detected = has_collapsed(
+                row["acc_fgsm"], row["acc_pgd"], best, chance=self._chance, samples=int(samples), max_kept=self.max_kept
+            )
+        is_new = detected and not self._collapsed
+        self._collapsed = detected
         row["detected"] = float(detected)
         self.history.append(row)
         metrics = {f"{self._logged_as}/{name}": value for name, value in row.items() if name not in ("epoch", "step")}
@@ -240,25 +315,21 @@ class CatastrophicOverfittingDetector(Callback):
             )
         # Straight to the loggers: a check between two logging steps must not be lost.
         for logger in trainer.loggers:
-            logger.log_metrics(metrics, step=trainer.global_step)
+            # Lightning counts steps from 0 in what it logs.
+            logger.log_metrics({**metrics, "epoch": trainer.current_epoch}, step=max(0, trainer.global_step - 1))
         if detected:
-            self._act(trainer, pl_module, best)
+            self._act(trainer, pl_module, best, is_new)
         elif self.action == "rollback" and row["acc_pgd"] >= _HEALTHY * best:
             self._snapshot = take_snapshot(trainer, pl_module)
 
     def _measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
         """Measure on the probe set; the same numbers on every rank, whatever the number of ranks."""
+        mine = self._probe_set.mine
         with probe(pl_module):
-            if self._probe_set is None:
-                self._probe_set = self._read_probe_set(trainer)
-            chunks, mine = self._probe_set
-            table = torch.zeros(chunks, 6, device=pl_module.device)
+            table = torch.zeros(self._probe_set.chunks, 6, device=pl_module.device)
             classes = 0
             for index, x, y in mine:
-                with trainer.precision_plugin.forward_context():
-                    table[index], classes = self._measure_chunk(
-                        pl_module, x.to(pl_module.device), y.to(pl_module.device), index
-                    )
+                table[index], classes = self._measure_chunk(trainer, pl_module, x, y, index)
             # Each rank has filled in its own chunks: adding zeros to them is exact, and what follows has one order.
             table = trainer.strategy.reduce(table, reduce_op="sum")
             if self._chance == 0.0:
@@ -273,49 +344,61 @@ class CatastrophicOverfittingDetector(Callback):
             "samples": samples,
         }
 
-    def _read_probe_set(self, trainer: Trainer) -> tuple[int, list[tuple[int, Tensor, Tensor]]]:
-        if self.probe_data is None:
-            return probe_set(trainer, self.max_samples, self.input_key, self.label_key)
-        x, y = (torch.split(values[: self.max_samples], CHUNK) for values in self.probe_data)
-        return len(x), [(i, x[i], y[i]) for i in range(trainer.global_rank, len(x), trainer.world_size)]
+    @contextmanager
+    def _under_attack(
+        self, trainer: Trainer, module: LightningModule, x: Tensor, y: Tensor, check: bool
+    ) -> Iterator[Target]:
+        with (
+            trainer.precision_plugin.forward_context(),
+            under_attack(
+                module,
+                x.to(module.device),
+                y.to(module.device),
+                bounds=self.ball.bounds,
+                loss=None,
+                normalization=self.normalization,
+                batch_norm="train",  # moot: the probe runs in eval mode
+                check=check,
+            ) as target,
+        ):
+            yield target
 
-    def _measure_chunk(self, module: LightningModule, x: Tensor, y: Tensor, index: int) -> tuple[Tensor, int]:
+    def _measure_chunk(
+        self, trainer: Trainer, module: LightningModule, x: Tensor, y: Tensor, index: int
+    ) -> tuple[Tensor, int]:
         """Count samples, correct ones (clean, single-step, strong), cosines and their sum; and the classes."""
+        x, y = x.to(module.device), y.to(module.device)
         generator = torch.Generator(x.device)
         generator.manual_seed(index)
-        with under_attack(
-            module,
-            x,
-            y,
-            bounds=self.ball.bounds,
-            loss=None,
-            normalization=self.normalization,
-            batch_norm="train",  # moot: the probe runs in eval mode
-            check=not self.history,
-        ) as target:
+        with self._under_attack(trainer, module, x, y, check=False) as target:
             at_x, logits, _ = target.gradient(target.x)
             near = self.ball.clip(target.x + self.ball.random(target.x, generator=generator))
             at_near, _, _ = target.gradient(near)
             single = target.to_input(self.ball.project(self.ball.ascend(target.x, at_x, self.ball.eps), target.x))
-        if self.attack is not None:
-            single = self.attack(module, x, y, generator=generator)
-        strong = self.strong_attack(module, x, y, generator=generator)
+            if self.attack is not None:
+                single = self.attack(module, x, y, generator=generator)
+            strong = self.strong_attack(module, x, y, generator=generator)
+            with torch.no_grad():
+                correct = [(answer.argmax(1) == y).sum() for answer in (logits, module(single), module(strong))]
         cosines = (_unit(at_x) * _unit(at_near)).sum(1)
         defined = (at_x.flatten(1) != 0).any(1) & (at_near.flatten(1) != 0).any(1)
-        with torch.no_grad():
-            correct = [(answer.argmax(1) == y).sum() for answer in (logits, module(single), module(strong))]
         counts = [torch.tensor(len(y), device=x.device), *correct, cosines[defined].sum(), defined.sum()]
         return torch.stack([count.float() for count in counts]), logits.shape[1]
 
-    def _act(self, trainer: Trainer, pl_module: LightningModule, best: float) -> None:
+    def _act(self, trainer: Trainer, pl_module: LightningModule, best: float, is_new: bool) -> None:
         row = self.history[-1]
-        is_new = row in self.detections
         done = ""
         if self.action == "stop":
             trainer.should_stop = True
             done = " Training stops."
+        elif self.action == "rollback" and self._snapshot is None:
+            trainer.should_stop = True
+            done = (
+                " No healthy check was made with action='rollback', so there is nothing to go back to; training stops."
+            )
         elif self.action == "rollback" and self._snapshot is not None:
             restore_snapshot(trainer, pl_module, self._snapshot)
+            self._collapsed = False
             done = " Weights, optimizers and schedules are back at the last healthy check;"
             if self.fallback_attack is None or self._on_fallback:
                 trainer.should_stop = True

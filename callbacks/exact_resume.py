@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
 from torch import distributed as dist
 
+from pl_robust._generators import Generator, walk
 from pl_robust._lightning import Callback, LightningModule, MisconfigurationException, Trainer, rank_zero_warn
-
-_Generator: TypeAlias = torch.Generator | np.random.Generator
 
 # Where in an epoch a checkpoint was written. Lightning goes on differently after each.
 _INSIDE = "inside"  # somewhere before the last batch's validation is over
 _VALIDATED = "validated"  # after the epoch's last validation, before the `on_train_epoch_end` hooks
 _ENDED = "ended"  # in the `on_train_epoch_end` hooks or later
-
-_LONGEST_LIST = 100  # of transforms, say; what is longer holds samples
 
 
 class ExactResume(Callback):
@@ -58,7 +54,7 @@ class ExactResume(Callback):
 
     def __init__(self) -> None:
         self._position = _INSIDE
-        self._generators: dict[str, _Generator] = {}
+        self._generators: dict[str, Generator] = {}
         self._loaded: dict[str, Any] | None = None  # until it is applied
 
     def state_dict(self) -> dict[str, Any]:
@@ -167,7 +163,7 @@ def _obstacles(trainer: Any, position: str) -> list[str]:
             "the checkpoint was written inside an epoch, and Lightning trains the rest of it on other batches"
             " (use a checkpoint of an epoch's end)"
         )
-    loaders = _walk({"train": trainer.train_dataloader, "val": trainer.val_dataloaders}, "", 4, {})
+    loaders = walk({"train": trainer.train_dataloader, "val": trainer.val_dataloaders}, "", 4, {})
     if any(getattr(loader, "persistent_workers", False) for _, loader in loaders):
         obstacles.append(
             "persistent workers carry random numbers from epoch to epoch that no checkpoint holds"
@@ -193,7 +189,7 @@ def _finish_epoch(trainer: Any) -> None:
             counts.ready = counts.started = counts.completed = counts.processed = progress.total.processed
 
 
-def _random_state(generators: dict[str, _Generator]) -> dict[str, Any]:
+def _random_state(generators: dict[str, Generator]) -> dict[str, Any]:
     used = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     return {
         "python": _plain(random.getstate()),
@@ -207,7 +203,7 @@ def _random_state(generators: dict[str, _Generator]) -> dict[str, Any]:
     }
 
 
-def _set_random_state(state: dict[str, Any], generators: dict[str, _Generator]) -> list[str]:
+def _set_random_state(state: dict[str, Any], generators: dict[str, Generator]) -> list[str]:
     """Undo ``_random_state``; return what could not be."""
     obstacles = []
     version, internal, gauss = state["python"]
@@ -245,29 +241,13 @@ def _arrays(state: dict[str, Any]) -> dict[str, Any]:
     return {**state, "state": {k: np.array(v, np.uint64) if isinstance(v, list) else v for k, v in inner.items()}}
 
 
-def _find_generators(trainer: Any, pl_module: LightningModule) -> dict[str, _Generator]:
+def _find_generators(trainer: Any, pl_module: LightningModule) -> dict[str, Generator]:
     modules = dict(pl_module.named_modules())
     seen = {id(thing): 99 for thing in (trainer, *modules.values())}  # walks from one part must not enter another
     parts: list[tuple[str, Any]] = []
     for path, module in modules.items():
         for key, part in vars(module).items():
-            parts += _walk(part, f"module.{path}.{key}", 4, seen)
-    parts += _walk(trainer.datamodule, "datamodule", 6, seen)
-    parts += _walk(trainer.train_dataloader, "train_dataloader", 8, seen)
+            parts += walk(part, f"module.{path}.{key}", 4, seen)
+    parts += walk(trainer.datamodule, "datamodule", 6, seen)
+    parts += walk(trainer.train_dataloader, "train_dataloader", 8, seen)
     return {path: part for path, part in parts if isinstance(part, torch.Generator | np.random.Generator)}
-
-
-def _walk(thing: Any, path: str, depth: int, seen: dict[int, int]) -> Iterator[tuple[str, Any]]:
-    """A thing and what its attributes and items lead to; ``seen`` tells how deep it has been followed already."""
-    if isinstance(thing, torch.Generator | np.random.Generator):
-        yield path, thing
-    elif depth > seen.get(id(thing), 0) and not isinstance(thing, torch.Tensor | type):
-        seen[id(thing)] = depth
-        yield path, thing
-        parts = dict(enumerate(thing)) if isinstance(thing, list | tuple) else thing
-        if not isinstance(parts, dict):
-            parts = getattr(thing, "__dict__", {})
-        elif len(parts) > _LONGEST_LIST:
-            return
-        for key, part in list(parts.items()):
-            yield from _walk(part, f"{path}.{key}", depth - 1, seen)

@@ -58,6 +58,8 @@ class ImageDataModule(LightningDataModule):
         in_memory: keep an imagefolder decoded; ``None``: if a split takes at most 4 GiB. All others always are.
         download: fetch torchvision's data if it is not in ``data_dir``; happens in ``prepare_data`` only.
         pin_memory: copy batches to pinned memory, for a GPU.
+        persistent_workers: keep the workers from epoch to epoch: faster, but ``ExactResume`` cannot restore their
+            random numbers then.
 
     Attributes:
         num_classes: number of classes; before ``setup``, too.
@@ -82,6 +84,7 @@ class ImageDataModule(LightningDataModule):
         in_memory: bool | None = None,
         download: bool = True,
         pin_memory: bool = False,
+        persistent_workers: bool = False,
     ) -> None:
         super().__init__()
         data_dir = os.fspath(data_dir)  # a string in the hyperparameters: a Path could not be read back
@@ -110,6 +113,7 @@ class ImageDataModule(LightningDataModule):
         self.in_memory = in_memory
         self.download = download
         self.pin_memory = pin_memory
+        self.persistent_workers = persistent_workers
         self._sets: dict[str, Dataset[tuple[Tensor, Tensor]]] = {}
 
     @property
@@ -188,7 +192,7 @@ class ImageDataModule(LightningDataModule):
             num_workers=self.num_workers,
             collate_fn=collate_images,
             pin_memory=self.pin_memory,
-            persistent_workers=self.num_workers > 0,
+            persistent_workers=self.persistent_workers and self.num_workers > 0,
         )
 
     def train_dataloader(self) -> DataLoader[Any]:

@@ -39,6 +39,8 @@ def explain(message: str) -> str:
     Args:
         message: text of jsonargparse's nested report, or of an error raised by a constructor.
     """
+    if "yaml" in message or "while parsing" in message or "while scanning" in message:
+        return " ".join(message.split())  # the parser of YAML says best where it failed
     keys: list[str] = []
     owner = types = ""
     for line in (line.strip().removeprefix("- ") for line in message.splitlines()):
@@ -50,7 +52,8 @@ def explain(message: str) -> str:
             types = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", match[1]).replace("NoneType", "null")
         elif match := re.fullmatch(r"Given value: (.*)", line):
             # No report between the types and the value: none of the types was even near.
-            return f"{'.'.join(keys)}: expected one of {types}, got {match[1]}"
+            hint = " (write null into the YAML file: the command line has no null for nested classes)"
+            return f"{'.'.join(keys)}: expected one of {types}, got {match[1]}{hint if match[1] == 'None' else ''}"
         elif line and not _NOISE.match(line):
             where = f"{'.'.join(keys)}: " if keys else ""
             return where + _reword(line, owner, keys)
@@ -73,6 +76,8 @@ def _reword(line: str, owner: str, keys: list[str]) -> str:
         if head == "trainer" and argument:
             return f"trainer has no argument {argument!r}; {_offer(argument, _arguments(_lightning('Trainer')))}"
         return f"there is no key {key!r}; {_offer(head, _TOP)}"
+    if match := re.search(r"expects a function or a callable class: (.+?)\. Got value", line):
+        return match[1]
     if match := re.fullmatch(r"Expected a typing\.Literal\[(.+)\]\. Got value: (.*)", line):
         return f"expected one of {match[1]}, got {match[2]!r}"
     if match := re.fullmatch(r"Expected a <class '(.+)'>\. Got value: (.*)", line):
@@ -82,6 +87,8 @@ def _reword(line: str, owner: str, keys: list[str]) -> str:
 
 def _offer(wrong: str, known: Iterable[str]) -> str:
     names = sorted(known)
+    if not names:
+        return "give its full import path, such as torch.optim.Adam"
     close = difflib.get_close_matches(wrong.rpartition(".")[2], names, n=1)
     return (f"did you mean {close[0]!r}? " if close else "") + f"There are: {', '.join(names)}"
 
@@ -93,7 +100,7 @@ def _arguments(class_path: str) -> list[str]:
 
 def _classes(keys: list[str]) -> list[str]:
     key = keys[-1] if keys else ""
-    faces = [import_module(f"pl_robust.{room}") for room in ROOMS if _ROOM_OF_KEY.get(key, room) == room]
+    faces = [import_module(f"pl_robust.{room}") for room in ROOMS if _ROOM_OF_KEY.get(key) == room]
     if key in ("trainer.callbacks", "trainer.logger"):
         theirs = import_module(_lightning("callbacks" if key == "trainer.callbacks" else "loggers"))
         faces = [*faces, theirs] if key == "trainer.callbacks" else [theirs]

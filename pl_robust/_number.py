@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from numbers import Integral, Real
+from typing import SupportsFloat, cast
+
 
 def parse_number(value: float | str, name: str) -> float:
     """Turn ``0.03`` or ``"8/255"`` into a float.
@@ -14,12 +17,25 @@ def parse_number(value: float | str, name: str) -> float:
         ValueError: if the string is neither a number nor a fraction, or divides by zero.
         TypeError: if ``value`` is neither a number nor a string.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
+    if isinstance(value, bool) or not isinstance(value, Real | str):
         raise TypeError(f"`{name}` must be a number or a fraction such as '8/255', got {value!r}")
     if not isinstance(value, str):
-        return float(value)
+        return float(cast(SupportsFloat, value))
     try:
         numerator, slash, denominator = value.partition("/")
         return float(numerator) / float(denominator) if slash else float(numerator)
     except (ValueError, ZeroDivisionError):
         raise ValueError(f"`{name}` must be a number or a fraction such as '8/255', got {value!r}") from None
+
+
+def check_count(value: int, name: str) -> None:
+    """Refuse what is no positive integer.
+
+    Raises:
+        TypeError: if it is no integer.
+        ValueError: if it is less than 1.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"`{name}` must be an integer, got {value!r}")
+    if value < 1:
+        raise ValueError(f"`{name}` must be at least 1, got {value!r}")

@@ -9,7 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+
+def _is_expanded(tensor: Tensor) -> bool:
+    """Tell whether several entries share memory: torch writes into no such tensor, and it needs no restoring."""
+    return any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
 
 
 @contextmanager
@@ -27,7 +32,7 @@ def probe(module: nn.Module) -> Iterator[None]:
     flags = [(part, part.training) for part in module.modules()]
     # By owner and name, because a layer may rebind its buffer instead of writing into it.
     buffers = [
-        (part, name, buffer, None if buffer is None else buffer.detach().clone())
+        (part, name, buffer, None if buffer is None or _is_expanded(buffer) else buffer.detach().clone())
         for part in module.modules()
         for name, buffer in part._buffers.items()
     ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -12,97 +13,118 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from pl_robust._batch import split_batch
 from pl_robust._dataloaders import flatten_loaders
-from pl_robust._lightning import MisconfigurationException, Trainer
+from pl_robust._generators import kept_generators
+from pl_robust._lightning import LightningModule, MisconfigurationException, Trainer
+from pl_robust._probe import probe
 
 CHUNK = 64
 """Samples looked at together. Each chunk has its own noise, so that no figure depends on the number of ranks."""
 
 
-def probe_set(
-    trainer: Trainer, max_samples: int, input_key: str | int, label_key: str | int
-) -> tuple[int, list[tuple[int, Tensor, Tensor]]]:
-    """Read the first samples of the first validation dataloader, as validation would see them.
+class ProbeSet:
+    """The first samples of the first validation dataloader, as validation sees them, on the CPU.
 
-    Collation, the precision's conversion and the batch-transfer hooks of module and datamodule are applied. Map-style
-    data sets are read by index: rank r takes every world-size-th chunk. Iterable ones are read through the loader: each
-    rank takes its own first samples.
+    Data sets that can be indexed are read when training starts, with the order of the dataloader's own sampler; random
+    numbers drawn on the way, also from generators that loader and data set hold, are put back. Iterable data cannot be
+    read without moving it, so its samples are kept when validation passes them: it is ready after the first validation.
 
     Args:
-        trainer: a trainer that is fitting.
-        max_samples: how many samples to read on all ranks together.
+        max_samples: how many samples to keep on all ranks together.
         input_key: position or key of the inputs in a batch.
         label_key: position or key of the labels in a batch.
+        given: (inputs, labels) to take instead of validation data.
 
-    Returns:
-        The number of chunks on all ranks together; and this rank's chunks as (index, inputs, labels), on the CPU.
-
-    Raises:
-        MisconfigurationException: if the trainer has no validation data.
+    Attributes:
+        chunks: number of chunks on all ranks together, 0 until it is ready.
+        mine: this rank's chunks as (index, inputs, labels).
     """
-    stage = trainer.state.stage
-    # Transforms for training must pass the probe set by: while it is read, the trainer says what it says in validation.
-    trainer.validating = True
-    try:
-        if trainer.val_dataloaders is None and trainer.enable_validation:  # no validation has run yet
-            _load_validation_data(trainer)
-        loaders = flatten_loaders(trainer.val_dataloaders)
-        if not loaders:
-            raise MisconfigurationException(
-                "the probe set is taken from the validation data, and this run has none: give the Trainer a validation "
-                "dataloader, or the callback `probe_data=(x, y)`"
-            )
-        return _read(trainer, loaders[0], max_samples, input_key, label_key)
-    finally:
-        trainer.state.stage = stage
 
+    def __init__(
+        self, max_samples: int, input_key: str | int, label_key: str | int, given: tuple[Tensor, Tensor] | None = None
+    ) -> None:
+        self.max_samples = max_samples
+        self.keys = (input_key, label_key)
+        self.given = given
+        self.chunks = 0
+        self.mine: list[tuple[int, Tensor, Tensor]] = []
+        self._waits = False
+        self._kept: list[tuple[Tensor, Tensor]] = []
 
-def _load_validation_data(trainer: Trainer) -> None:
-    """Have the trainer load its validation dataloaders, as it does itself before the first validation."""
-    val_loop = trainer.fit_loop.epoch_loop.val_loop
-    if hasattr(val_loop, "setup_data"):
-        val_loop.setup_data()
-    else:  # Lightning 1.9
-        trainer.reset_val_dataloader(trainer.lightning_module)  # type: ignore[attr-defined]
+    def read(self, trainer: Trainer, module: LightningModule) -> None:
+        """Read the samples, or get ready to keep those that validation passes.
 
-
-def _read(
-    trainer: Trainer, loader: Any, max_samples: int, input_key: str | int, label_key: str | int
-) -> tuple[int, list[tuple[int, Tensor, Tensor]]]:
-    rank, ranks = trainer.global_rank, trainer.world_size
-    dataset = getattr(loader, "dataset", None)
-    by_index = hasattr(dataset, "__len__") and not isinstance(dataset, IterableDataset)
-    if by_index and getattr(loader, "batch_sampler", None) is not None:
-        count = min(max_samples, len(dataset))  # type: ignore[arg-type]  # by_index says that it has a length
-        chunks = [list(range(start, min(start + CHUNK, count))) for start in range(0, count, CHUNK)]
-        mine = list(range(rank, len(chunks), ranks))
-        batches: DataLoader[Any] = DataLoader(
-            dataset,  # type: ignore[arg-type]  # by_index says that it can be indexed
-            batch_sampler=[chunks[i] for i in mine],
-            collate_fn=loader.collate_fn,
-        )
-        pairs = [split_batch(_transfer(trainer, batch), input_key, label_key) for batch in batches]
-        return len(chunks), [(i, x.cpu(), y.cpu()) for i, (x, y) in zip(mine, pairs, strict=True)]
-    wanted = -(-max_samples // ranks)
-    x, y = _first(trainer, loader, wanted, input_key, label_key)
-    own = -(-wanted // CHUNK)
-    parts = zip(torch.split(x, CHUNK), torch.split(y, CHUNK), strict=True)
-    return ranks * own, [(rank * own + i, *part) for i, part in enumerate(parts)]
-
-
-def _first(
-    trainer: Trainer, loader: Any, wanted: int, input_key: str | int, label_key: str | int
-) -> tuple[Tensor, Tensor]:
-    def read() -> Iterator[tuple[Tensor, Tensor]]:
-        missing = wanted
-        for batch in loader:
-            x, y = split_batch(_transfer(trainer, batch), input_key, label_key)
-            yield x[:missing].cpu(), y[:missing].cpu()
-            missing -= len(y)
-            if missing <= 0:
+        Raises:
+            MisconfigurationException: if the run has no validation data.
+        """
+        self.chunks, self.mine, self._kept, self._waits = 0, [], [], False
+        if self.given is not None:
+            parts = list(zip(*(torch.split(part[: self.max_samples], CHUNK) for part in self.given), strict=True))
+            self.chunks = len(parts)
+            self.mine = [(i, *parts[i]) for i in range(trainer.global_rank, len(parts), trainer.world_size)]
+            return
+        with probe(module):
+            loader = _first_loader(trainer)
+            dataset, sampler = getattr(loader, "dataset", None), getattr(loader, "batch_sampler", None)
+            if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__") or sampler is None:
+                self._waits = True
                 return
+            with kept_generators([loader, dataset]):
+                self._read_by_index(trainer, loader, dataset, sampler)
 
-    pairs = list(read())
-    return torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs])
+    def _read_by_index(self, trainer: Trainer, loader: Any, dataset: Any, sampler: Any) -> None:
+        indices = trainer.strategy.broadcast(list(islice(chain.from_iterable(sampler), self.max_samples)))
+        chunks = [indices[start : start + CHUNK] for start in range(0, len(indices), CHUNK)]
+        mine = list(range(trainer.global_rank, len(chunks), trainer.world_size))
+        batches: DataLoader[Any] = DataLoader(
+            dataset, batch_sampler=[chunks[i] for i in mine], collate_fn=loader.collate_fn
+        )
+        stage = trainer.state.stage
+        # Transforms for training must pass the probe set by: the trainer says what it says in validation.
+        trainer.validating = True
+        try:
+            pairs = [split_batch(_transfer(trainer, batch), *self.keys) for batch in batches]
+        finally:
+            trainer.state.stage = stage
+        self.mine = [(i, x.cpu(), y.cpu()) for i, (x, y) in zip(mine, pairs, strict=True)]
+        self.chunks = len(chunks)
+
+    def keep(self, trainer: Trainer, batch: Any, dataloader_idx: int) -> None:
+        """Keep a batch that validation passes, if iterable data makes that necessary and there is room."""
+        wanted = -(-self.max_samples // trainer.world_size)
+        missing = wanted - sum(len(y) for _, y in self._kept)
+        if self._waits and self.chunks == 0 and dataloader_idx == 0 and missing > 0:
+            x, y = split_batch(batch, *self.keys)
+            self._kept.append((x[:missing].clone().cpu(), y[:missing].clone().cpu()))
+
+    def close(self, trainer: Trainer) -> None:
+        """Make chunks of what was kept, at the end of a validation."""
+        if not self._waits or self.chunks or not self._kept:
+            return
+        x, y = (torch.cat(parts) for parts in zip(*self._kept, strict=True))
+        wanted = -(-self.max_samples // trainer.world_size)
+        own = -(-wanted // CHUNK)
+        parts: Sequence[tuple[Tensor, Tensor]] = list(zip(torch.split(x, CHUNK), torch.split(y, CHUNK), strict=True))
+        self.mine = [(trainer.global_rank * own + i, *part) for i, part in enumerate(parts)]
+        self.chunks = own * trainer.world_size
+
+
+def _first_loader(trainer: Trainer) -> Any:
+    """The first validation dataloader as the user made it, before Lightning gives it a sampler of its own.
+
+    It is asked for anew: if Lightning's own request came earlier than without the observer, the random numbers that the
+    user draws on the way would be others.
+    """
+    val_loop: Any = trainer.fit_loop.epoch_loop.val_loop
+    source = getattr(val_loop, "_data_source", None)
+    if source is None:  # Lightning 1.9
+        source = trainer._data_connector._val_dataloader_source  # type: ignore[attr-defined]
+    loaders = flatten_loaders(source.dataloader()) if source.instance is not None and source.is_defined() else []
+    if not loaders:
+        raise MisconfigurationException(
+            "the probe set is taken from the validation data, and this run has none: give the Trainer a validation "
+            "dataloader, or the callback `probe_data=(x, y)`"
+        )
+    return loaders[0]
 
 
 def _transfer(trainer: Trainer, batch: Any) -> Any:

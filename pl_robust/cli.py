@@ -101,6 +101,7 @@ def run(args: Sequence[str] | None = None) -> Any:
         subclass_mode_data=True,
         save_config_kwargs={"overwrite": True},
         seed_everything_default=0,
+        auto_configure_optimizers=False,  # our modules take their optimizer as an argument
         parser_kwargs={**strict, **{name: strict for name in RobustCLI.subcommands()}},
         args=None if args is None else list(args),
     )

@@ -24,6 +24,7 @@ class Restless(nn.Module):
         self.drop = nn.Dropout(0.5)
         self.register_buffer("calls", torch.zeros(()))
         self.register_buffer("seen", torch.zeros(4))
+        self.register_buffer("expanded", torch.ones(1).expand(4))
 
     def forward(self, x: Tensor) -> Tensor:
         self.calls += 1  # written into, in eval mode too

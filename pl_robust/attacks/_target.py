@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from numbers import Real
 from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
 
 from pl_robust.attacks._threat_model import per_channel
 
@@ -33,7 +34,7 @@ class Target:
         self, model: Model, x: Tensor, y: Tensor, *, loss: Loss | None, normalization: Normalization | None, check: bool
     ) -> None:
         # Clones, because tensors made in inference mode cannot enter autograd.
-        self.y = y.clone() if y.is_inference() else y
+        self.y = (y.clone() if y.is_inference() else y).long()
         self._input = x.clone() if x.is_inference() else x.detach()
         self._model = model
         self._loss = loss
@@ -122,7 +123,7 @@ def _batch_norm(model: Model, mode: BatchNormMode) -> Iterator[None]:
     if not isinstance(model, nn.Module):
         raise TypeError(f"`batch_norm`={mode!r} needs a model that is an nn.Module, got {type(model).__name__}")
     flag = "training" if mode == "eval" else "track_running_stats"
-    layers = [layer for layer in model.modules() if isinstance(layer, _BatchNorm) and layer.training]
+    layers = [layer for layer in model.modules() if isinstance(layer, _NormBase) and layer.training]
     layers = [layer for layer in layers if getattr(layer, flag)]
     try:
         for layer in layers:
@@ -143,8 +144,14 @@ def check_choices(normalization: Normalization | None, batch_norm: str) -> None:
         raise ValueError(f"`batch_norm` must be one of {get_args(BatchNormMode)}, got {batch_norm!r}")
     if normalization is None:
         return
-    if not isinstance(normalization, Sequence) or len(normalization) != 2:
-        raise ValueError(f"`normalization` must be (mean, std), each one number per channel, got {normalization!r}")
+    if (
+        not isinstance(normalization, Sequence)
+        or len(normalization) != 2
+        or not all(isinstance(part, Sequence) and all(isinstance(v, Real) for v in part) for part in normalization)
+    ):
+        raise ValueError(
+            f"`normalization` must be (mean, std), each a list of one number per channel, got {normalization!r}"
+        )
     mean, std = normalization
     if len(mean) != len(std) or not all(value > 0 for value in std):
         raise ValueError(f"`normalization` must be (mean, std) of equal length with std > 0, got {normalization!r}")

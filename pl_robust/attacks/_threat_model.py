@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Literal, TypeAlias, get_args
 
 import torch
@@ -12,8 +13,8 @@ from torch import Tensor
 from pl_robust._number import parse_number
 
 Norm: TypeAlias = Literal["linf", "l2"]
-Radius: TypeAlias = float | str | Sequence[float] | Tensor
-"""A length in input units: 8/255 or "8/255", or one number per channel (linf only)."""
+Radius: TypeAlias = float | str | Sequence[float | str] | Tensor
+"""A length in input units: 8/255 or "8/255", or one of these per channel (linf only)."""
 
 _NORM_FLOOR = 1e-12  # below it a gradient counts as zero, as in the N-FGSM code
 
@@ -27,7 +28,7 @@ def parse_radius(value: Radius, name: str) -> float | Tensor:
     """
     if isinstance(value, Tensor) and value.dim() == 0:
         value = float(value)
-    if isinstance(value, str | int | float):
+    if isinstance(value, str | Real):
         number = parse_number(value, name)
         if not 0 <= number < float("inf"):
             raise ValueError(f"`{name}` must be finite and at least 0, in input units (8/255, not 8), got {value!r}")
@@ -75,19 +76,28 @@ class ThreatModel:
     def __post_init__(self) -> None:
         if self.norm not in get_args(Norm):
             raise ValueError(f"`norm` must be one of {get_args(Norm)}, got {self.norm!r}")
-        if self.bounds is not None and (
-            not isinstance(self.bounds, Sequence) or len(self.bounds) != 2 or not self.bounds[0] < self.bounds[1]
+        if self.bounds is not None and not (
+            isinstance(self.bounds, Sequence)
+            and len(self.bounds) == 2
+            and all(isinstance(bound, Real) for bound in self.bounds)
+            and self.bounds[0] < self.bounds[1]
         ):
             raise ValueError(f"`bounds` must be (low, high) with low < high, or None for no box, got {self.bounds!r}")
+        largest = self.eps.max() if isinstance(self.eps, Tensor) else self.eps
+        if self.norm == "linf" and self.bounds is not None and largest > self.bounds[1] - self.bounds[0]:
+            raise ValueError(
+                f"`eps` is in input units, 8/255 and not 8: it must not be larger than the width of "
+                f"bounds={self.bounds!r}, got {float(largest):g}"
+            )
         if self.norm == "l2" and isinstance(self.eps, Tensor):
             raise ValueError("`eps` per channel goes with norm='linf' only; norm='l2' takes one number")
 
     def random(self, x: Tensor, *, scale: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
         """Draw a perturbation, uniform in the ball of radius ``scale * eps``; shape and dtype of ``x``, box ignored."""
         if self.norm == "linf":
-            noise = torch.empty_like(x).uniform_(-1, 1, generator=generator)
+            noise = _empty(x).uniform_(-1, 1, generator=generator)
             return noise * (scale * per_channel(self.eps, x, "eps"))
-        direction = torch.empty_like(x).normal_(generator=generator)
+        direction = _empty(x).normal_(generator=generator)
         radius = torch.empty_like(x[:, :1].flatten(1)[:, 0]).uniform_(generator=generator)
         radius = radius ** (1 / max(1, x[0].numel() if len(x) else 1)) * scale * self.eps
         return direction * _per_sample(radius / _l2(direction), x)
@@ -113,6 +123,11 @@ class ThreatModel:
     def clip(self, x: Tensor) -> Tensor:
         """Clip to the box of valid inputs."""
         return x if self.bounds is None else x.clamp(*self.bounds)
+
+
+def _empty(x: Tensor) -> Tensor:
+    # Always contiguous: the same numbers shall go to the same pixels in every memory format.
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 def _l2(values: Tensor) -> Tensor:

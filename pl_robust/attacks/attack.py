@@ -27,6 +27,9 @@ class Attack(ABC):
             statistics; ``"batch_stats"``: batch statistics, running statistics untouched. Layers in eval mode are never
             changed.
 
+    Inputs in half precision are perturbed in float32 and rounded back: bfloat16 then leaves the ball by up to 0.002,
+    half of its spacing next to 1.
+
     Raises:
         ValueError: at construction, for a value that is not allowed.
         TypeError: at construction, for an eps of another type.
@@ -83,7 +86,7 @@ class Attack(ABC):
     ) -> Tensor: ...
 
     def for_evaluation(self) -> Attack:
-        """Give the attack as evaluations run it: same robust accuracy, no work on samples that are already lost."""
+        """Give the attack as evaluations run it: at least as strong, and no work on samples that are already lost."""
         return self
 
     def __repr__(self) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from numbers import Real
+
 import torch
 from torch import Tensor
 
@@ -67,7 +69,7 @@ def nfgsm(
 
 
 def _check_k(k: float) -> None:
-    if not 0 <= k < float("inf"):
+    if isinstance(k, bool) or not isinstance(k, Real) or not 0 <= k < float("inf"):
         raise ValueError(f"`k` (noise radius over eps) must be finite and at least 0, got {k!r}")
 
 

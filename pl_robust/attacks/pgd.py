@@ -7,6 +7,7 @@ import copy
 import torch
 from torch import Tensor
 
+from pl_robust._number import check_count
 from pl_robust.attacks._target import BatchNormMode, Loss, Model, Normalization, Target, check_choices, under_attack
 from pl_robust.attacks._threat_model import Norm, Radius, ThreatModel, parse_radius
 from pl_robust.attacks.attack import Attack
@@ -35,9 +36,10 @@ def pgd(
 
     :math:`x^{t+1} = \Pi_{\epsilon}\big(x^t + \alpha\,\mathrm{sign}\nabla_x \ell(f(x^t), y)\big)`. Plain PGD gives
     the last iterate. With restarts or ``early_stop``, each sample gets the worst iterate seen: a misclassified one, or
-    else the one of highest loss. Then ``early_stop`` only saves work: a sample is left alone from its first
-    misclassified iterate on, so that the robust accuracy is the same, on fewer passes. (It holds for models that treat
-    samples one by one, as all do in eval mode; batch-norm in training mode mixes them.)
+    else the one of highest loss: never a higher robust accuracy than the last iterate's. With restarts, ``early_stop``
+    only saves work: a sample is left alone from its first misclassified iterate on, so that the robust accuracy is the
+    same, on fewer passes. (It holds for models that treat samples one by one, as all do in eval mode; batch-norm in
+    training mode mixes them.)
 
     Args:
         model: callable that gives logits [B, K].
@@ -134,8 +136,8 @@ def _worst_iterate(
 
 
 def _check_counts(steps: int, restarts: int, random_start: bool) -> None:
-    if steps < 1 or restarts < 1:
-        raise ValueError(f"`steps` and `restarts` must be at least 1, got steps={steps!r}, restarts={restarts!r}")
+    check_count(steps, "steps")
+    check_count(restarts, "restarts")
     if restarts > 1 and not random_start:
         raise ValueError(f"`restarts`={restarts} would repeat the same run: set random_start=True, or restarts=1")
 

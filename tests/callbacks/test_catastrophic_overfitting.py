@@ -4,6 +4,7 @@ from collections import namedtuple
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -261,25 +262,147 @@ def test_the_probe_set_is_seen_as_in_validation_and_not_as_in_training() -> None
 
     detector = CatastrophicOverfittingDetector(eps=0.1)
     train(detector, module=Augmenting())
-    assert detector._probe_set is not None
-    _, chunks = detector._probe_set
-    x = torch.cat([part for _, part, _ in chunks])
+    x = torch.cat([part for _, part, _ in detector._probe_set.mine])
     assert torch.equal(x, stripes(40, seed=1).tensors[0] * 0.5)
 
 
-def test_the_probe_set_has_at_most_max_samples_and_takes_iterable_data_too() -> None:
-    class Stream(IterableDataset[Any]):
-        def __iter__(self) -> Any:
-            return iter(stripes(200))
+class Stream(IterableDataset[Any]):
+    """Data that goes on from where it was left: reading it ahead would move it."""
 
-    for data in (loader(200), DataLoader(Stream(), batch_size=16)):
-        detector = CatastrophicOverfittingDetector(eps=0.1, max_samples=100)
-        quiet_trainer(max_epochs=1, limit_train_batches=1, limit_val_batches=1, callbacks=[detector]).fit(
-            PlainModule(), loader(32), data
+    def __init__(self, count: int) -> None:
+        self.samples = list(zip(*stripes(count, seed=1).tensors, strict=True))
+        self.at = 0
+
+    def __iter__(self) -> Any:
+        for _ in range(40):
+            yield self.samples[self.at % len(self.samples)]
+            self.at += 1
+
+
+def probe_inputs(detector: CatastrophicOverfittingDetector) -> Tensor:
+    return torch.cat([x for _, x, _ in detector._probe_set.mine])
+
+
+def test_the_probe_set_has_at_most_max_samples() -> None:
+    detector = CatastrophicOverfittingDetector(eps=0.1, max_samples=100)
+    quiet_trainer(max_epochs=1, limit_train_batches=1, limit_val_batches=1, callbacks=[detector]).fit(
+        PlainModule(), loader(32), loader(200)
+    )
+    assert torch.equal(probe_inputs(detector), stripes(200).tensors[0][:100])
+
+
+def test_the_probe_set_follows_the_dataloaders_sampler() -> None:
+    everything = stripes(200)
+    sampler = torch.utils.data.SubsetRandomSampler(list(range(150, 200)))  # validation images of a shared data set
+    detector = CatastrophicOverfittingDetector(eps=0.1)
+    quiet_trainer(max_epochs=1, callbacks=[detector]).fit(
+        PlainModule(), loader(32), DataLoader(everything, batch_size=16, sampler=sampler)
+    )
+    seen = {tuple(image.flatten().tolist()) for image in probe_inputs(detector)}
+    assert seen == {tuple(image.flatten().tolist()) for image in everything.tensors[0][150:]}
+
+
+def test_samples_of_a_stream_are_kept_when_validation_passes_them() -> None:
+    detector = CatastrophicOverfittingDetector(eps=0.1, max_samples=100)
+    stream = Stream(200)
+    trainer = quiet_trainer(max_epochs=2, num_sanity_val_steps=0, callbacks=[detector])
+    trainer.fit(PlainModule(), loader(32), DataLoader(stream, batch_size=16))
+    assert torch.equal(probe_inputs(detector), stripes(200, seed=1).tensors[0][:40])
+    assert [row["epoch"] for row in detector.history] == [0, 1]
+
+
+class Noisy(torch.utils.data.Dataset[Any]):
+    """Augments what it gives with a generator of its own."""
+
+    def __init__(self, generator: Any) -> None:
+        self.generator = generator
+        self.data = stripes(70)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> Any:
+        x, y = self.data[index]
+        return x + 0.1 * float(self.generator.random()), y
+
+
+@pytest.mark.parametrize("kind", ["dataset", "stream", "loader"])
+def test_generators_and_streams_of_the_data_stay_where_they_are(kind: str) -> None:
+    def weights(*callbacks: Callback) -> dict[str, Any]:
+        torch.manual_seed(0)
+        data: Any = stripes(70)
+        validation: Any = stripes(40, seed=1)
+        generator = torch.Generator().manual_seed(1)
+        if kind == "dataset":
+            data, validation = torch.utils.data.random_split(Noisy(np.random.default_rng(0)), [50, 20], generator)
+        elif kind == "stream":
+            validation = Stream(100)
+        shared = {"generator": generator} if kind == "loader" else {}
+        module = PlainModule()
+        trainer = quiet_trainer(max_epochs=2, num_sanity_val_steps=0, check_val_every_n_epoch=2, callbacks=callbacks)
+        trainer.fit(
+            module,
+            DataLoader(data, batch_size=16, shuffle=True, **shared),
+            DataLoader(validation, batch_size=16, **shared),
         )
-        assert detector._probe_set is not None
-        _, chunks = detector._probe_set
-        assert torch.equal(torch.cat([x for _, x, _ in chunks]), stripes(200).tensors[0][:100])
+        return training_state(trainer, module)
+
+    assert_identical(weights(CatastrophicOverfittingDetector(eps=0.1, bounds=None)), weights())
+
+
+def test_what_is_wrong_with_the_data_is_said_before_the_first_epoch() -> None:
+    class Counting(PlainModule):
+        steps = 0
+
+        def on_train_batch_end(self, *_: Any) -> None:
+            self.steps += 1
+
+    module = Counting()
+    x, y = stripes(32).tensors
+    normalized = DataLoader(torch.utils.data.TensorDataset((x - 0.5) / 0.2, y), batch_size=16)
+    trainer = quiet_trainer(max_epochs=1, callbacks=[CatastrophicOverfittingDetector(eps=0.1)])
+    with pytest.raises(ValueError, match="pass `normalization=\\(mean, std\\)` if the data was normalized"):
+        trainer.fit(module, normalized, normalized)
+    assert module.steps == 0
+
+
+def test_after_a_collapse_it_says_so_until_robustness_is_back() -> None:
+    class Flickering(Scripted):
+        """Healthy, collapsed, half way back, collapsed, healthy again."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            value = x.flatten(1).mean(1) * self.weight
+            folded = value * (value.abs() - 0.05) * (value.abs() - 0.15) * 100
+            lost = {1: value > -9, 2: value > 0, 3: value > -9}.get(self.current_epoch, value > 9)
+            value = torch.where(lost, folded, value)
+            return torch.stack([-value, value], dim=1)
+
+    detector = collapse_detector()
+    trainer = quiet_trainer(max_epochs=5, callbacks=[detector])
+    with pytest.warns(UserWarning, match="Catastrophic overfitting at epoch 1"):
+        trainer.fit(Flickering(99), signs(), signs())
+    assert [row["detected"] for row in detector.history] == [0, 1, 1, 1, 0]
+    assert len(detector.detections) == 1
+
+
+def test_rollback_with_nothing_to_go_back_to_stops(tmp_path: Path) -> None:
+    trainer = quiet_trainer(max_epochs=1, callbacks=[collapse_detector()])
+    trainer.fit(Drifting(1), signs(), signs())
+    trainer.save_checkpoint(tmp_path / "warn.ckpt")
+    trainer = quiet_trainer(max_epochs=9, callbacks=[collapse_detector(action="rollback")])
+    with pytest.warns(UserWarning, match="nothing to go back to; training stops"):
+        trainer.fit(Drifting(1), signs(), signs(), ckpt_path=tmp_path / "warn.ckpt")
+    assert trainer.current_epoch == 2
+
+
+def test_detectors_of_other_cadence_or_attack_live_together() -> None:
+    others = [
+        CatastrophicOverfittingDetector(eps=0.1),
+        CatastrophicOverfittingDetector(eps=0.1, every_n_steps=2),
+        CatastrophicOverfittingDetector(eps=0.1, attack=FGSM(0.1, random_start=True)),
+    ]
+    train(*others)
+    assert all(detector.history for detector in others)
 
 
 def test_a_check_before_the_first_validation_finds_the_data() -> None:
