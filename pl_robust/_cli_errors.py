@@ -25,7 +25,7 @@ _ROOM_OF_KEY = {
 _TOP = ("ckpt_path", "data", "model", "seed_everything", "trainer")
 _NOISE = re.compile(
     r"Does not validate against|Subtypes:|Errors:|Given value|Subclass types expect|Not a valid subclass|"
-    r"a class path \(str\)|a dict with|Expected a <class '\w+'>$"
+    r"a class path \(str\)|a dict with|Expected a (<class '\w+'>|typing\.Literal\[[^\]]*\])$"
 )
 
 
@@ -49,7 +49,9 @@ def explain(message: str) -> str:
         elif match := re.fullmatch(r"Problem with given class_path '(.+)':", line):
             owner = match[1]
         elif match := re.fullmatch(r"Subtypes: \[(.+)\]", line):
-            types = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", match[1]).replace("NoneType", "null")
+            types = (
+                re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", match[1]).replace("NoneType", "null").replace("typing.", "")
+            )
         elif match := re.fullmatch(r"Given value: (.*)", line):
             # No report between the types and the value: none of the types was even near.
             hint = " (write null into the YAML file: the command line has no null for nested classes)"

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from numbers import Integral, Real
-from typing import SupportsFloat, cast
 
 
-def parse_number(value: float | str, name: str) -> float:
+def parse_number(value: object, name: str) -> float:
     """Turn ``0.03`` or ``"8/255"`` into a float.
 
     Args:
@@ -20,7 +19,7 @@ def parse_number(value: float | str, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, Real | str):
         raise TypeError(f"`{name}` must be a number or a fraction such as '8/255', got {value!r}")
     if not isinstance(value, str):
-        return float(cast(SupportsFloat, value))
+        return float(value)
     try:
         numerator, slash, denominator = value.partition("/")
         return float(numerator) / float(denominator) if slash else float(numerator)
@@ -28,7 +27,7 @@ def parse_number(value: float | str, name: str) -> float:
         raise ValueError(f"`{name}` must be a number or a fraction such as '8/255', got {value!r}") from None
 
 
-def check_count(value: int, name: str) -> None:
+def check_count(value: object, name: str) -> None:
     """Refuse what is no positive integer.
 
     Raises:
@@ -37,5 +36,5 @@ def check_count(value: int, name: str) -> None:
     """
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"`{name}` must be an integer, got {value!r}")
-    if value < 1:
+    if int(value) < 1:
         raise ValueError(f"`{name}` must be at least 1, got {value!r}")

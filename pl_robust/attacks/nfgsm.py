@@ -68,8 +68,8 @@ def nfgsm(
         return target.to_input(ball.clip(ball.ascend(start, gradient, step)))
 
 
-def _check_k(k: float) -> None:
-    if isinstance(k, bool) or not isinstance(k, Real) or not 0 <= k < float("inf"):
+def _check_k(k: object) -> None:
+    if isinstance(k, bool) or not isinstance(k, Real) or not 0 <= float(k) < float("inf"):
         raise ValueError(f"`k` (noise radius over eps) must be finite and at least 0, got {k!r}")
 
 

@@ -45,7 +45,7 @@ def test_it_equals_torchattacks(name: str) -> None:
 def test_eps_per_channel_reaches_each_channel() -> None:
     _, model = linear_model()
     x, y = torch.rand(8, 3, 4, 4), torch.randint(2, (8,))
-    x_adv = FGSM([0.1, "8/255", 0.0], bounds=None)(model, x, y)  # type: ignore[list-item]  # fractions too, as in YAML
+    x_adv = FGSM([0.1, "8/255", 0.0], bounds=None)(model, x, y)
     reached = (x_adv - x).abs().amax((0, 2, 3))
     torch.testing.assert_close(reached, torch.tensor([0.1, 8 / 255, 0.0]))
 

@@ -337,7 +337,7 @@ def test_generators_and_streams_of_the_data_stay_where_they_are(kind: str) -> No
             data, validation = torch.utils.data.random_split(Noisy(np.random.default_rng(0)), [50, 20], generator)
         elif kind == "stream":
             validation = Stream(100)
-        shared = {"generator": generator} if kind == "loader" else {}
+        shared: dict[str, Any] = {"generator": generator} if kind == "loader" else {}
         module = PlainModule()
         trainer = quiet_trainer(max_epochs=2, num_sanity_val_steps=0, check_val_every_n_epoch=2, callbacks=callbacks)
         trainer.fit(
