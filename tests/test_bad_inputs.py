@@ -43,6 +43,12 @@ ATTACKS: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: FGSM([0.1, 0.2])(NET, X, Y),
         r"`step_size or eps` has 2 channels, the input .* has 3",
     ),
+    "eps of levels": (lambda: FGSM(8), r"`eps` is in input units, 8/255 and not 8.*got 8"),
+    "mean without channels": (
+        lambda: FGSM(0.1, normalization=(0.5, 0.2)),
+        r"each one number per channel.*got \(0.5, 0.2\)",
+    ),  # type: ignore[arg-type]
+    "steps in words": (lambda: PGD(0.1, steps="5"), r"`steps` must be an integer, got '5'"),  # type: ignore[arg-type]
     "unknown norm": (lambda: PGD(0.1, norm="l1"), r"`norm` must be one of \('linf', 'l2'\), got 'l1'"),  # type: ignore[arg-type]
     "bounds upside down": (lambda: FGSM(0.1, bounds=(1, 0)), r"`bounds` must be \(low, high\) with low < high"),
     "std of zero": (lambda: FGSM(0.1, normalization=([0.5], [0.0])), r"`normalization` must be .* with std > 0"),
@@ -102,6 +108,14 @@ OTHERS: dict[str, tuple[Callable[[], Any], str]] = {
     "fallback without rollback": (
         lambda: CatastrophicOverfittingDetector(0.1, fallback_attack=FGSM(0.1)),
         r"set action='rollback', got 'warn'",
+    ),
+    "detector's attack in words": (
+        lambda: CatastrophicOverfittingDetector(0.1, attack="FGSM"),  # type: ignore[arg-type]
+        r"`attack` must be an attack such as PGD\(eps=8/255\), got 'FGSM'",
+    ),
+    "probe data of two lengths": (
+        lambda: CatastrophicOverfittingDetector(0.1, probe_data=(torch.rand(3, 1), torch.zeros(2))),
+        r"`probe_data` must be \(x, y\) of one length, at least 1, got lengths \[3, 2\]",
     ),
     "no epochs": (
         lambda: CatastrophicOverfittingDetector(0.1, every_n_epochs=0),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from numbers import Real
 from typing import Literal, TypeAlias, get_args
 
 import torch
@@ -144,17 +143,16 @@ def check_choices(normalization: Normalization | None, batch_norm: str) -> None:
         raise ValueError(f"`batch_norm` must be one of {get_args(BatchNormMode)}, got {batch_norm!r}")
     if normalization is None:
         return
-    if (
-        not isinstance(normalization, Sequence)
-        or len(normalization) != 2
-        or not all(isinstance(part, Sequence) and all(isinstance(v, Real) for v in part) for part in normalization)
-    ):
+    try:
+        mean, std = (torch.as_tensor(part, dtype=torch.float32) for part in normalization)
+        is_good = mean.dim() == std.dim() == 1 and len(mean) == len(std) > 0 and bool((std > 0).all())
+    except (TypeError, ValueError):
+        is_good = False
+    if not is_good:
         raise ValueError(
-            f"`normalization` must be (mean, std), each a list of one number per channel, got {normalization!r}"
+            "`normalization` must be (mean, std), each one number per channel, of equal length, with std > 0, "
+            f"got {normalization!r}"
         )
-    mean, std = normalization
-    if len(mean) != len(std) or not all(value > 0 for value in std):
-        raise ValueError(f"`normalization` must be (mean, std) of equal length with std > 0, got {normalization!r}")
 
 
 def _check_shapes(x: Tensor, y: Tensor) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -68,6 +69,11 @@ def test_normalized_data_gets_the_same_attack_as_a_model_that_normalizes() -> No
         return logits
 
     x, y = torch.rand(16, 3, 4, 4), torch.randint(2, (16,))
+    arrays = (np.array(mean), torch.tensor(std))
+    assert torch.equal(
+        fgsm(inner, (x - shift) / scale, y, eps=0.1, normalization=arrays),  # type: ignore[arg-type]  # common all the same
+        fgsm(inner, (x - shift) / scale, y, eps=0.1, normalization=(mean, std)),
+    )
     for norm in ("linf", "l2"):
         inside = fgsm(outer, x, y, eps=0.1, norm=norm)
         outside = fgsm(inner, (x - shift) / scale, y, eps=0.1, norm=norm, normalization=(mean, std))
