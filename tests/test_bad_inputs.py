@@ -45,9 +45,9 @@ ATTACKS: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "eps of levels": (lambda: FGSM(8), r"`eps` is in input units, 8/255 and not 8.*got 8"),
     "mean without channels": (
-        lambda: FGSM(0.1, normalization=(0.5, 0.2)),
+        lambda: FGSM(0.1, normalization=(0.5, 0.2)),  # type: ignore[arg-type]
         r"each one number per channel.*got \(0.5, 0.2\)",
-    ),  # type: ignore[arg-type]
+    ),
     "steps in words": (lambda: PGD(0.1, steps="5"), r"`steps` must be an integer, got '5'"),  # type: ignore[arg-type]
     "unknown norm": (lambda: PGD(0.1, norm="l1"), r"`norm` must be one of \('linf', 'l2'\), got 'l1'"),  # type: ignore[arg-type]
     "bounds upside down": (lambda: FGSM(0.1, bounds=(1, 0)), r"`bounds` must be \(low, high\) with low < high"),
