@@ -46,13 +46,15 @@ class CatastrophicOverfittingDetector(Callback):
     accuracy stays high. A network that was never robust is not CO, nor is a dip that a small probe set explains. At
     the end of fit it prints a table and draws the curves, to the loggers and as PNG into the run's folder.
 
-    It logs at the end of the training epoch, after validation: a ``ModelCheckpoint`` that monitors one of its values
-    needs ``save_on_train_epoch_end=True``, an ``EarlyStopping`` ``check_on_train_epoch_end=True``.
+    It logs at the end of the training epoch, after validation. Where validation does not come once an epoch, a
+    ``ModelCheckpoint`` that monitors one of its values needs ``save_on_train_epoch_end=True``, an ``EarlyStopping``
+    ``check_on_train_epoch_end=True``; and the first check must come in the first epoch, or they find no value.
 
     With ``action="warn"`` it only looks: weights, buffers, gradients, optimizer and random numbers are bit for bit as
     without it. (Out of its reach is what is neither a buffer nor a generator: a data set that changes in other ways
     when it is read, a Python counter in ``forward``.) All ranks share the work and decide alike; state survives a
-    resume; several detectors can live in one Trainer (the second of the same ``prefix`` logs under ``co_2/``).
+    resume; several detectors can live in one Trainer (the second of the same ``prefix`` logs under ``co_2/``; those
+    that differ in ``action`` or ``probe_data`` only need a ``prefix`` of their own).
 
     Args:
         eps: radius of the ball in input units, 8/255 for images in [0, 1]; a float, ``"8/255"``, or one number per
@@ -160,6 +162,10 @@ class CatastrophicOverfittingDetector(Callback):
             every_n_epochs=self.every_n_epochs,
             every_n_steps=self.every_n_steps,
             max_samples=self.max_samples,
+            max_kept=self.max_kept,
+            bounds=self.ball.bounds,
+            normalization=repr(self.normalization),
+            keys=[self._probe_set.keys[0], self._probe_set.keys[1]],
             prefix=self.prefix,
         )
 
@@ -170,9 +176,8 @@ class CatastrophicOverfittingDetector(Callback):
 
     @property
     def detections(self) -> list[dict[str, float]]:
-        """The checks at which CO set in: the history's rows whose ``detected`` is 1 after a row where it is 0."""
-        before = [0.0, *(row["detected"] for row in self.history)]
-        return [row for row, was in zip(self.history, before, strict=False) if row["detected"] and not was]
+        """The checks at which CO set in: rows of the history."""
+        return [row for row in self.history if row["onset"]]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check that module and strategy can be watched, and find the prefix."""
@@ -193,18 +198,10 @@ class CatastrophicOverfittingDetector(Callback):
         number = same.index(self) + 1
         self._logged_as = self.prefix if number == 1 else f"{self.prefix}_{number}"
         self._chance = 0.0
-        for other in trainer.callbacks:  # type: ignore[attr-defined]  # the Trainer's connectors set it
-            monitor = getattr(other, "monitor", None)
-            waits = getattr(other, "_save_on_train_epoch_end", getattr(other, "_check_on_train_epoch_end", True))
-            if isinstance(monitor, str) and monitor.startswith(f"{self._logged_as}/") and not waits:
-                rank_zero_warn(
-                    f"{type(other).__name__}(monitor={monitor!r}) looks after validation, when this epoch's value "
-                    "is not there yet: give it save_on_train_epoch_end=True (EarlyStopping: check_on_train_epoch_end)"
-                )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget an earlier run; or take up the fallback attack where a resumed run had it."""
-        if trainer.global_step == 0:
+        if trainer.global_step == 0 and trainer.current_epoch == 0:
             # Another network's best accuracy would make this one's early checks look like a collapse.
             self.history, self._snapshot, self._on_fallback, self._collapsed = [], None, False, False
         if self._on_fallback and self.fallback_attack is None:
@@ -214,6 +211,13 @@ class CatastrophicOverfittingDetector(Callback):
             )
         if self._on_fallback:
             _set_attack(pl_module, self.fallback_attack)
+        for other in trainer.callbacks:  # type: ignore[attr-defined]  # the Trainer's connectors set it
+            monitor = getattr(other, "monitor", None)
+            if isinstance(monitor, str) and monitor.startswith(f"{self._logged_as}/") and _looks_early(other, trainer):
+                rank_zero_warn(
+                    f"{type(other).__name__}(monitor={monitor!r}) looks after validation, when this epoch's value "
+                    "is not there yet: give it save_on_train_epoch_end=True (EarlyStopping: check_on_train_epoch_end)"
+                )
         self._probe_set.read(trainer, pl_module)
         with probe(pl_module):
             # What is wrong with the data shall be said before an epoch has been spent.
@@ -304,9 +308,11 @@ class CatastrophicOverfittingDetector(Callback):
             )
         is_new = detected and not self._collapsed
         self._collapsed = detected
-        row["detected"] = float(detected)
+        row["detected"], row["onset"] = float(detected), float(is_new)
         self.history.append(row)
-        metrics = {f"{self._logged_as}/{name}": value for name, value in row.items() if name not in ("epoch", "step")}
+        metrics = {
+            f"{self._logged_as}/{name}": value for name, value in row.items() if name not in ("epoch", "step", "onset")
+        }
         for name, value in metrics.items():
             on_bar = name.endswith(("/acc_pgd", "/detected"))
             by_step = self.every_n_steps is not None
@@ -413,6 +419,14 @@ class CatastrophicOverfittingDetector(Callback):
                 f"{row['acc_pgd']:.1%}, it was {best:.1%}; under the single-step attack it is {row['acc_fgsm']:.1%}."
                 f"{done}"
             )
+
+
+def _looks_early(other: Any, trainer: Trainer) -> bool:
+    """Tell whether a ModelCheckpoint or EarlyStopping looks at the end of validation, not of the training epoch."""
+    if hasattr(other, "_should_save_on_train_epoch_end"):
+        by_step = getattr(other, "_every_n_train_steps", 0) > 0
+        return not by_step and not other._should_save_on_train_epoch_end(trainer)
+    return not getattr(other, "_check_on_train_epoch_end", True)
 
 
 def _set_attack(module: LightningModule, attack: Attack | None) -> None:

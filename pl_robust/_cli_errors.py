@@ -39,7 +39,7 @@ def explain(message: str) -> str:
     Args:
         message: text of jsonargparse's nested report, or of an error raised by a constructor.
     """
-    if "yaml" in message or "while parsing" in message or "while scanning" in message:
+    if re.search(r"yaml\.\w+Error|while (parsing|scanning) a ", message):
         return " ".join(message.split())  # the parser of YAML says best where it failed
     keys: list[str] = []
     owner = types = ""

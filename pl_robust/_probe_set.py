@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -24,9 +23,10 @@ CHUNK = 64
 class ProbeSet:
     """The first samples of the first validation dataloader, as validation sees them, on the CPU.
 
-    Data sets that can be indexed are read when training starts, with the order of the dataloader's own sampler; random
-    numbers drawn on the way, also from generators that loader and data set hold, are put back. Iterable data cannot be
-    read without moving it, so its samples are kept when validation passes them: it is ready after the first validation.
+    Data sets that can be indexed are read when training starts, in the batches of the dataloader's own sampler; random
+    numbers drawn on the way, also from generators that are attributes of loader, data set, datamodule or module, are
+    put back. Iterable data, and loaders that do more than load, cannot be read without moving them: their samples are
+    kept when validation passes them, and the set is ready after the first validation.
 
     Args:
         max_samples: how many samples to keep on all ranks together.
@@ -62,27 +62,38 @@ class ProbeSet:
             self.chunks = len(parts)
             self.mine = [(i, *parts[i]) for i in range(trainer.global_rank, len(parts), trainer.world_size)]
             return
-        with probe(module):
+        parts = [part for owned in module.modules() for part in vars(owned).values()]
+        with probe(module), kept_generators([trainer.datamodule, *parts], depth=4):  # type: ignore[attr-defined]
             loader = _first_loader(trainer)
-            dataset, sampler = getattr(loader, "dataset", None), getattr(loader, "batch_sampler", None)
-            if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__") or sampler is None:
-                self._waits = True
-                return
-            with kept_generators([loader, dataset]):
-                self._read_by_index(trainer, loader, dataset, sampler)
+            with kept_generators([loader]):
+                self._waits = not _can_be_indexed(trainer, loader)
+                if not self._waits:
+                    self._read_by_index(trainer, loader)
 
-    def _read_by_index(self, trainer: Trainer, loader: Any, dataset: Any, sampler: Any) -> None:
-        indices = trainer.strategy.broadcast(list(islice(chain.from_iterable(sampler), self.max_samples)))
-        chunks = [indices[start : start + CHUNK] for start in range(0, len(indices), CHUNK)]
+    def _read_by_index(self, trainer: Trainer, loader: DataLoader[Any]) -> None:
+        # The loader's own batches, because it may know which samples can be stacked.
+        batches: list[list[int]] = []
+        for indices in loader.batch_sampler or ():
+            batches.append(list(indices)[: self.max_samples - sum(map(len, batches))])
+            if sum(map(len, batches)) >= self.max_samples:
+                break
+        batches = trainer.strategy.broadcast(batches)
+        chunks = [batch[start : start + CHUNK] for batch in batches for start in range(0, len(batch), CHUNK)]
         mine = list(range(trainer.global_rank, len(chunks), trainer.world_size))
-        batches: DataLoader[Any] = DataLoader(
-            dataset, batch_sampler=[chunks[i] for i in mine], collate_fn=loader.collate_fn
+        # In a worker if the loader has workers: files that the data set opens must not be open before the fork.
+        reader: DataLoader[Any] = DataLoader(
+            loader.dataset,
+            batch_sampler=[chunks[i] for i in mine],
+            collate_fn=loader.collate_fn,
+            num_workers=min(1, loader.num_workers),
+            worker_init_fn=loader.worker_init_fn,
+            multiprocessing_context=loader.multiprocessing_context,
         )
         stage = trainer.state.stage
         # Transforms for training must pass the probe set by: the trainer says what it says in validation.
         trainer.validating = True
         try:
-            pairs = [split_batch(_transfer(trainer, batch), *self.keys) for batch in batches]
+            pairs = [split_batch(_transfer(trainer, batch), *self.keys) for batch in reader]
         finally:
             trainer.state.stage = stage
         self.mine = [(i, x.cpu(), y.cpu()) for i, (x, y) in zip(mine, pairs, strict=True)]
@@ -106,6 +117,22 @@ class ProbeSet:
         parts: Sequence[tuple[Tensor, Tensor]] = list(zip(torch.split(x, CHUNK), torch.split(y, CHUNK), strict=True))
         self.mine = [(trainer.global_rank * own + i, *part) for i, part in enumerate(parts)]
         self.chunks = own * trainer.world_size
+
+
+def _can_be_indexed(trainer: Trainer, loader: Any) -> bool:
+    """Tell whether reading by index gives what iterating gives, on every rank the same."""
+    plain = (
+        isinstance(loader, DataLoader)
+        and type(loader).__iter__ is DataLoader.__iter__
+        and not isinstance(loader.dataset, IterableDataset)
+        and loader.batch_sampler is not None
+    )
+    length = len(loader.dataset) if plain and hasattr(loader.dataset, "__len__") else -1
+    lengths = [
+        int(trainer.strategy.reduce(torch.tensor(length, device=trainer.strategy.root_device), reduce_op=operation))
+        for operation in ("min", "max")
+    ]
+    return lengths[0] == lengths[1] >= 0
 
 
 def _first_loader(trainer: Trainer) -> Any:

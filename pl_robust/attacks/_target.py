@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias, get_args
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from pl_robust.attacks._threat_model import per_channel
 
@@ -122,7 +122,7 @@ def _batch_norm(model: Model, mode: BatchNormMode) -> Iterator[None]:
     if not isinstance(model, nn.Module):
         raise TypeError(f"`batch_norm`={mode!r} needs a model that is an nn.Module, got {type(model).__name__}")
     flag = "training" if mode == "eval" else "track_running_stats"
-    layers = [layer for layer in model.modules() if isinstance(layer, _NormBase) and layer.training]
+    layers = [layer for layer in model.modules() if isinstance(layer, _BatchNorm) and layer.training]
     layers = [layer for layer in layers if getattr(layer, flag)]
     try:
         for layer in layers:
@@ -145,7 +145,9 @@ def check_choices(normalization: Normalization | None, batch_norm: str) -> None:
         return
     try:
         mean, std = (torch.as_tensor(part, dtype=torch.float32) for part in normalization)
-        is_good = mean.dim() == std.dim() == 1 and len(mean) == len(std) > 0 and bool((std > 0).all())
+        is_good = (
+            mean.dim() == std.dim() == 1 and len(mean) == len(std) > 0 and bool(((std > 0) & mean.isfinite()).all())
+        )
     except (TypeError, ValueError):
         is_good = False
     if not is_good:

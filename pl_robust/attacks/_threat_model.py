@@ -84,7 +84,7 @@ class ThreatModel:
         ):
             raise ValueError(f"`bounds` must be (low, high) with low < high, or None for no box, got {self.bounds!r}")
         largest = self.eps.max() if isinstance(self.eps, Tensor) else self.eps
-        if self.norm == "linf" and self.bounds is not None and largest > self.bounds[1] - self.bounds[0]:
+        if self.norm == "linf" and self.bounds is not None and largest > (self.bounds[1] - self.bounds[0]) * (1 + 1e-6):
             raise ValueError(
                 f"`eps` is in input units, 8/255 and not 8: it must not be larger than the width of "
                 f"bounds={self.bounds!r}, got {float(largest):g}"

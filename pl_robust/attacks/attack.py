@@ -91,4 +91,6 @@ class Attack(ABC):
 
     def __repr__(self) -> str:
         shown = {name: value for name, value in vars(self).items() if not name.startswith("_") and value is not None}
-        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
+        # Functions by name: their address differs from run to run, and detectors are told apart by this text.
+        texts = {name: getattr(value, "__qualname__", None) or repr(value) for name, value in shown.items()}
+        return f"{type(self).__name__}({', '.join(f'{name}={text}' for name, text in texts.items())})"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import random
 from collections import namedtuple
 from pathlib import Path
 from typing import Any
@@ -156,6 +157,8 @@ def test_after_rollback_training_goes_on_with_the_fallback_until_it_fails_too(tm
         trainer.fit(resumed, signs(), signs(), ckpt_path=tmp_path / "last.ckpt")
     assert isinstance(resumed.attack, NFGSM)
     assert trainer.current_epoch == 4
+    (again,) = (part for part in trainer.callbacks if isinstance(part, CatastrophicOverfittingDetector))  # type: ignore[attr-defined]
+    assert [row["epoch"] for row in again.detections] == [2, 3]
 
 
 @pytest.mark.parametrize(
@@ -326,15 +329,16 @@ class Noisy(torch.utils.data.Dataset[Any]):
         return x + 0.1 * float(self.generator.random()), y
 
 
-@pytest.mark.parametrize("kind", ["dataset", "stream", "loader"])
+@pytest.mark.parametrize("kind", ["dataset", "python", "stream", "loader"])
 def test_generators_and_streams_of_the_data_stay_where_they_are(kind: str) -> None:
     def weights(*callbacks: Callback) -> dict[str, Any]:
         torch.manual_seed(0)
         data: Any = stripes(70)
         validation: Any = stripes(40, seed=1)
         generator = torch.Generator().manual_seed(1)
-        if kind == "dataset":
-            data, validation = torch.utils.data.random_split(Noisy(np.random.default_rng(0)), [50, 20], generator)
+        if kind in ("dataset", "python"):
+            noise = np.random.default_rng(0) if kind == "dataset" else random.Random(0)  # noqa: S311
+            data, validation = torch.utils.data.random_split(Noisy(noise), [50, 20], generator)
         elif kind == "stream":
             validation = Stream(100)
         shared: dict[str, Any] = {"generator": generator} if kind == "loader" else {}
@@ -348,6 +352,86 @@ def test_generators_and_streams_of_the_data_stay_where_they_are(kind: str) -> No
         return training_state(trainer, module)
 
     assert_identical(weights(CatastrophicOverfittingDetector(eps=0.1, bounds=None)), weights())
+
+
+class Own(PlainModule):
+    """Draws the order of its data, training and validation, from a generator of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.generator = torch.Generator().manual_seed(5)
+
+    def train_dataloader(self) -> Any:
+        return DataLoader(stripes(70), batch_size=16, shuffle=True, generator=self.generator)
+
+    def val_dataloader(self) -> Any:
+        chosen = torch.randperm(70, generator=self.generator)[:20].tolist()
+        return DataLoader(torch.utils.data.Subset(stripes(70), chosen), batch_size=16)
+
+
+def test_asking_for_the_validation_data_draws_nothing() -> None:
+    def weights(*callbacks: Callback) -> dict[str, Any]:
+        torch.manual_seed(0)
+        module = Own()
+        trainer = quiet_trainer(max_epochs=2, num_sanity_val_steps=0, callbacks=callbacks)
+        trainer.fit(module)
+        return training_state(trainer, module)
+
+    assert_identical(weights(CatastrophicOverfittingDetector(eps=0.1)), weights())
+
+
+class InWorkers(torch.utils.data.Dataset[Any]):
+    """Data that must not be touched outside workers, as files that each worker opens for itself."""
+
+    def __len__(self) -> int:
+        return 40
+
+    def __getitem__(self, index: int) -> Any:
+        if torch.utils.data.get_worker_info() is None:
+            raise RuntimeError("read in the main process")
+        return stripes(40)[index]
+
+
+def test_data_of_workers_is_read_in_a_worker() -> None:
+    detector = CatastrophicOverfittingDetector(eps=0.1)
+    data = DataLoader(InWorkers(), batch_size=16, num_workers=1)
+    quiet_trainer(max_epochs=1, num_sanity_val_steps=0, callbacks=[detector]).fit(PlainModule(), loader(32), data)
+    assert torch.equal(probe_inputs(detector), stripes(40).tensors[0])
+
+
+def test_images_of_several_sizes_are_taken_in_the_loaders_own_batches() -> None:
+    class Pooling(PlainModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+
+    sizes = [(torch.rand(1, side, side), side % 3) for side in (8, 8, 10, 10, 12, 12)]
+    data: Any = DataLoader(sizes, batch_size=2)  # type: ignore[arg-type]
+    detector = CatastrophicOverfittingDetector(eps=0.1)
+    quiet_trainer(max_epochs=1, callbacks=[detector]).fit(Pooling(), data, data)
+    assert [x.shape[-1] for _, x, _ in detector._probe_set.mine] == [8, 10, 12]
+
+
+@pytest.mark.parametrize("given", [{}, {"save_on_train_epoch_end": True}, {"save_on_train_epoch_end": False}])
+def test_a_checkpoint_that_looks_too_early_is_pointed_out(given: dict[str, bool], tmp_path: Path) -> None:
+    from importlib import import_module
+
+    from pl_robust._lightning import NAMESPACE
+
+    checkpoint = import_module(f"{NAMESPACE}.callbacks").ModelCheckpoint(
+        tmp_path, monitor="co/acc_pgd", mode="max", save_top_k=-1, **given
+    )
+    detector = CatastrophicOverfittingDetector(eps=0.1)
+    if given.get("save_on_train_epoch_end", True):
+        train(detector, checkpoint, enable_checkpointing=True)
+        saved = sorted(float(value) for value in checkpoint.best_k_models.values())
+        assert saved == pytest.approx(sorted(row["acc_pgd"] for row in detector.history))
+        return
+    with (
+        pytest.warns(UserWarning, match="looks after validation"),
+        pytest.raises(MisconfigurationException, match="could not find the monitored key"),
+    ):
+        train(detector, checkpoint, enable_checkpointing=True)
 
 
 def test_what_is_wrong_with_the_data_is_said_before_the_first_epoch() -> None:
