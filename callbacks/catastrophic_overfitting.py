@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
-import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from pl_robust._figure import publish_figure
 from pl_robust._lightning import Callback, LightningModule, MisconfigurationException, Trainer, rank_zero_warn
 from pl_robust._number import check_count
-from pl_robust._probe import probe
 from pl_robust._probe_set import ProbeSet
 from pl_robust.attacks import PGD, Attack
-from pl_robust.attacks._target import Normalization, Target, check_choices, under_attack
+from pl_robust.attacks._target import Normalization, check_choices
 from pl_robust.attacks._threat_model import Norm, Radius, ThreatModel, parse_radius
+from pl_robust.callbacks._co_measure import Gauge
 from pl_robust.callbacks._co_report import draw_curves, summarize
 from pl_robust.callbacks._collapse import has_collapsed
 from pl_robust.callbacks._snapshot import Snapshot, restore_snapshot, take_snapshot
@@ -148,7 +144,7 @@ class CatastrophicOverfittingDetector(Callback):
         self._on_fallback = False
         self._snapshot: Snapshot | None = None
         self._probe_set = ProbeSet(max_samples, input_key, label_key, probe_data)
-        self._chance = 0.0
+        self._gauge = Gauge(self.ball, normalization, attack, self.strong_attack)
 
     @property
     def state_key(self) -> str:
@@ -197,7 +193,6 @@ class CatastrophicOverfittingDetector(Callback):
         same = [other for other in trainer.callbacks if getattr(other, "prefix", None) == self.prefix]  # type: ignore[attr-defined]
         number = same.index(self) + 1
         self._logged_as = self.prefix if number == 1 else f"{self.prefix}_{number}"
-        self._chance = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget an earlier run; or take up the fallback attack where a resumed run had it."""
@@ -219,11 +214,8 @@ class CatastrophicOverfittingDetector(Callback):
                     "is not there yet: give it save_on_train_epoch_end=True (EarlyStopping: check_on_train_epoch_end)"
                 )
         self._probe_set.read(trainer, pl_module)
-        with probe(pl_module):
-            # What is wrong with the data shall be said before an epoch has been spent.
-            for _, x, y in self._probe_set.mine:
-                with self._under_attack(trainer, pl_module, x, y, check=True) as target, torch.no_grad():
-                    target.evaluate(target.x)
+        # What is wrong with the data shall be said before an epoch has been spent.
+        self._gauge.inspect(trainer, pl_module, self._probe_set.mine)
 
     def on_validation_batch_end(
         self,
@@ -295,8 +287,8 @@ class CatastrophicOverfittingDetector(Callback):
     def _check(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._probe_set.chunks == 0:
             return
-        row = {"epoch": trainer.current_epoch, "step": trainer.global_step, **self._measure(trainer, pl_module)}
-        samples = row.pop("samples")
+        measured = self._gauge.measure(trainer, pl_module, self._probe_set)
+        row: dict[str, float] = {"epoch": trainer.current_epoch, "step": trainer.global_step, **measured.accuracies}
         best = self.best_pgd
         if self._collapsed:
             # Robustness flickers after a collapse: it is over when what was lost is back.
@@ -304,7 +296,12 @@ class CatastrophicOverfittingDetector(Callback):
         else:
             best = max(best, row["acc_pgd"])
             detected = has_collapsed(
-                row["acc_fgsm"], row["acc_pgd"], best, chance=self._chance, samples=int(samples), max_kept=self.max_kept
+                row["acc_fgsm"],
+                row["acc_pgd"],
+                best,
+                chance=measured.chance,
+                samples=measured.samples,
+                max_kept=self.max_kept,
             )
         is_new = detected and not self._collapsed
         self._collapsed = detected
@@ -327,69 +324,6 @@ class CatastrophicOverfittingDetector(Callback):
             self._act(trainer, pl_module, best, is_new)
         elif self.action == "rollback" and row["acc_pgd"] >= _HEALTHY * best:
             self._snapshot = take_snapshot(trainer, pl_module)
-
-    def _measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
-        """Measure on the probe set; the same numbers on every rank, whatever the number of ranks."""
-        mine = self._probe_set.mine
-        with probe(pl_module):
-            table = torch.zeros(self._probe_set.chunks, 6, device=pl_module.device)
-            classes = 0
-            for index, x, y in mine:
-                table[index], classes = self._measure_chunk(trainer, pl_module, x, y, index)
-            # Each rank has filled in its own chunks: adding zeros to them is exact, and what follows has one order.
-            table = trainer.strategy.reduce(table, reduce_op="sum")
-            if self._chance == 0.0:
-                self._chance = _constant_accuracy(trainer, [y for _, _, y in mine], classes, pl_module.device)
-        samples, clean, single, strong, cosine, defined = table.double().cpu().sum(0).tolist()
-        return {
-            "acc": clean / samples,
-            "acc_fgsm": single / samples,
-            "acc_pgd": strong / samples,
-            "gap": single / samples - strong / samples,
-            "grad_align": cosine / max(defined, 1.0),
-            "samples": samples,
-        }
-
-    @contextmanager
-    def _under_attack(
-        self, trainer: Trainer, module: LightningModule, x: Tensor, y: Tensor, check: bool
-    ) -> Iterator[Target]:
-        with (
-            trainer.precision_plugin.forward_context(),
-            under_attack(
-                module,
-                x.to(module.device),
-                y.to(module.device),
-                bounds=self.ball.bounds,
-                loss=None,
-                normalization=self.normalization,
-                batch_norm="train",  # moot: the probe runs in eval mode
-                check=check,
-            ) as target,
-        ):
-            yield target
-
-    def _measure_chunk(
-        self, trainer: Trainer, module: LightningModule, x: Tensor, y: Tensor, index: int
-    ) -> tuple[Tensor, int]:
-        """Count samples, correct ones (clean, single-step, strong), cosines and their sum; and the classes."""
-        x, y = x.to(module.device), y.to(module.device)
-        generator = torch.Generator(x.device)
-        generator.manual_seed(index)
-        with self._under_attack(trainer, module, x, y, check=False) as target:
-            at_x, logits, _ = target.gradient(target.x)
-            near = self.ball.clip(target.x + self.ball.random(target.x, generator=generator))
-            at_near, _, _ = target.gradient(near)
-            single = target.to_input(self.ball.project(self.ball.ascend(target.x, at_x, self.ball.eps), target.x))
-            if self.attack is not None:
-                single = self.attack(module, x, y, generator=generator)
-            strong = self.strong_attack(module, x, y, generator=generator)
-            with torch.no_grad():
-                correct = [(answer.argmax(1) == y).sum() for answer in (logits, module(single), module(strong))]
-        cosines = (_unit(at_x) * _unit(at_near)).sum(1)
-        defined = (at_x.flatten(1) != 0).any(1) & (at_near.flatten(1) != 0).any(1)
-        counts = [torch.tensor(len(y), device=x.device), *correct, cosines[defined].sum(), defined.sum()]
-        return torch.stack([count.float() for count in counts]), logits.shape[1]
 
     def _act(self, trainer: Trainer, pl_module: LightningModule, best: float, is_new: bool) -> None:
         row = self.history[-1]
@@ -431,26 +365,3 @@ def _looks_early(other: Any, trainer: Trainer) -> bool:
 
 def _set_attack(module: LightningModule, attack: Attack | None) -> None:
     setattr(module, "attack", attack)  # noqa: B010  # nn.Module's type knows of tensors and modules only
-
-
-def _unit(gradient: Tensor) -> Tensor:
-    """Rows of length 1. Scaled by the largest entry first: the squares of a confident net's gradients underflow."""
-    rows = gradient.flatten(1)
-    largest = rows.abs().amax(1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
-    return F.normalize(rows / largest, dim=1)
-
-
-def _constant_accuracy(trainer: Trainer, labels: list[Tensor], classes: int, device: torch.device) -> float:
-    """Accuracy of the best constant answer on the probe set: the share of its most frequent class, at least 1 / K."""
-    classes = int(trainer.strategy.reduce(torch.tensor(classes, device=device), reduce_op="max"))
-    counts = torch.zeros(classes, device=device)
-    for y in labels:
-        counts += torch.bincount(y.to(device), minlength=classes)
-    counts = trainer.strategy.reduce(counts, reduce_op="sum")
-    share = float(counts.max() / counts.sum())
-    if share == 1.0:
-        rank_zero_warn(
-            "all samples of the detector's probe set are of one class: the validation data seems to be sorted. Shuffle "
-            "the data set once, or give the detector `probe_data=(x, y)`"
-        )
-    return max(share, 1 / classes)

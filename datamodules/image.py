@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from pl_robust._lightning import LightningDataModule, rank_zero_info
-from pl_robust.datamodules.image_dataset import ImageDataset, collate_images
-from pl_robust.datamodules.image_source import (
+from pl_robust.datamodules._image_dataset import ImageDataset, collate_images
+from pl_robust.datamodules._image_source import (
     FOLDER_PADDING,
     SPECS,
     FolderImages,

@@ -19,7 +19,7 @@ from torchvision.transforms.v2 import functional as vision
 
 from pl_robust._lightning import LightningModule, Trainer
 from pl_robust.datamodules import ImageDataModule
-from pl_robust.datamodules.image_dataset import ImageDataset, collate_images, crop_and_flip
+from pl_robust.datamodules._image_dataset import ImageDataset, collate_images, crop_and_flip
 from tests.toys import quiet_trainer
 
 pytestmark = pytest.mark.lightning

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from pl_robust.datamodules.image_source import FolderImages
+from pl_robust.datamodules._image_source import FolderImages
 
 
 def crop_and_flip(images: Tensor, padding: int, flip: bool, generator: torch.Generator | None = None) -> Tensor:
