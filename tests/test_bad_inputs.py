@@ -131,7 +131,7 @@ OTHERS: dict[str, tuple[Callable[[], Any], str]] = {
     "too many carriers": (lambda: dct_carrier(1000, 4), r"`num_classes` must be.*got 1000"),
     "tiny image": (lambda: SmallCNN()(torch.rand(1, 1, 4, 4)), r"at least 8.*got"),
     "wrong channels": (lambda: SmallCNN()(torch.rand(1, 3, 8, 8)), r"1 channel.*got|got.*3"),
-    "std missing": (lambda: Normalize([0.5], []), r"`std`|`mean`"),
+    "std missing": (lambda: Normalize([0.5], []), r"`std`.*\bmean|`mean`.*`std`"),
     "no width": (lambda: PreActResNet(width=0), r"`width`.*got 0"),
 }
 
