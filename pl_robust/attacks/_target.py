@@ -27,16 +27,27 @@ class Target:
     Attributes:
         x: clean inputs in input units, at least float32, [B, ...].
         y: labels, int64 [B].
+        start_gradient: what the first call of ``gradient`` gave, the gradient at the attack's start; None before it.
     """
 
     def __init__(
-        self, model: Model, x: Tensor, y: Tensor, *, loss: Loss | None, normalization: Normalization | None, check: bool
+        self,
+        model: Model,
+        x: Tensor,
+        y: Tensor,
+        *,
+        loss: Loss | None,
+        targets: Tensor | None,
+        normalization: Normalization | None,
+        check: bool,
     ) -> None:
         # Clones, because tensors made in inference mode cannot enter autograd.
         self.y = (y.clone() if y.is_inference() else y).long()
+        self.start_gradient: Tensor | None = None
         self._input = x.clone() if x.is_inference() else x.detach()
         self._model = model
         self._loss = loss
+        self._targets = None if targets is None else (targets.clone() if targets.is_inference() else targets.detach())
         self._check_labels = check
         self._shift: float | Tensor = 0.0
         self._scale: float | Tensor = 1.0
@@ -63,15 +74,21 @@ class Target:
             self._check_labels = False
         if self._loss is None:
             return logits, F.cross_entropy(logits.float() if logits.dtype.itemsize < 4 else logits, y, reduction="none")
-        losses = self._loss(logits, y)
+        targets = y if self._targets is None else self._targets if rows is None else self._targets[rows]
+        losses = self._loss(logits, targets)
         if losses.shape not in ((), y.shape):
             raise ValueError(
                 f"`loss` must give one value per sample, [{len(y)}], or a scalar, got {list(losses.shape)}"
             )
         return logits, losses
 
-    def gradient(self, x_adv: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradient of the summed loss with respect to ``x_adv`` alone, logits and losses there; all detached."""
+    def gradient(
+        self, x_adv: Tensor, rows: Tensor | None = None, *, create_graph: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradient of the summed loss with respect to ``x_adv`` alone, logits and losses there.
+
+        All detached; ``create_graph=True`` leaves all of them in the graph, to be differentiated once more.
+        """
         x_adv = x_adv.detach().requires_grad_()
         logits, losses = self.evaluate(x_adv, rows)
         if not losses.requires_grad:
@@ -80,8 +97,10 @@ class Target:
                 "model that detaches, rounds or runs under no_grad inside"
             )
         # The sum, not the mean: a sample's gradient must not shrink with the batch (float16 would lose it).
-        (gradient,) = torch.autograd.grad(losses.sum(), x_adv)
-        return gradient, logits.detach(), losses.detach()
+        (gradient,) = torch.autograd.grad(losses.sum(), x_adv, create_graph=create_graph)
+        if self.start_gradient is None:
+            self.start_gradient = gradient.detach()
+        return (gradient, logits, losses) if create_graph else (gradient, logits.detach(), losses.detach())
 
 
 @contextmanager
@@ -95,19 +114,26 @@ def under_attack(
     normalization: Normalization | None,
     batch_norm: BatchNormMode,
     check: bool,
+    targets: Tensor | None = None,
 ) -> Iterator[Target]:
     """Put a batch under attack, also inside ``no_grad`` and inference mode.
 
-    ``check=False`` skips the checks that read values, which on an accelerator wait for it; shapes and dtypes are always
-    checked.
+    ``targets`` [B, ...], if given, is what ``loss`` compares the logits with instead of the labels. ``check=False``
+    skips the checks that read values, which on an accelerator wait for it; shapes and dtypes are always checked.
 
     Raises:
         TypeError: if ``x`` or ``y`` has another dtype, or ``batch_norm`` needs an nn.Module and got another callable.
-        ValueError: if shapes do not fit, values are NaN, infinite or outside the bounds, or labels are out of range.
+        ValueError: if ``targets`` come without a ``loss``, shapes do not fit, values are NaN, infinite or outside the
+            bounds, or labels are out of range.
     """
     _check_shapes(x, y)
+    if targets is not None and (loss is None or len(targets) != len(y)):
+        raise ValueError(
+            f"`targets` must come with a `loss` that takes them, one for each of the {len(y)} samples, "
+            f"got shape {list(targets.shape)} and loss={loss!r}"
+        )
     with torch.inference_mode(False), torch.enable_grad(), _batch_norm(model, batch_norm):
-        target = Target(model, x, y, loss=loss, normalization=normalization, check=check)
+        target = Target(model, x, y, loss=loss, targets=targets, normalization=normalization, check=check)
         if check:
             _check_values(target.x, x.dtype, bounds)
         yield target

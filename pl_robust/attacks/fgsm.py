@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pl_robust.attacks._target import BatchNormMode, Loss, Model, Normalization, check_choices, under_attack
+from pl_robust.attacks._target import BatchNormMode, Loss, Model, Normalization, Target, check_choices, under_attack
 from pl_robust.attacks._threat_model import Norm, Radius, ThreatModel, parse_radius
 from pl_robust.attacks.attack import Attack
 
@@ -59,9 +59,15 @@ def fgsm(
     with under_attack(
         model, x, y, bounds=bounds, loss=loss, normalization=normalization, batch_norm=batch_norm, check=check
     ) as target:
-        start = ball.clip(target.x + ball.random(target.x, generator=generator)) if random_start else target.x
-        gradient, _, _ = target.gradient(start)
-        return target.to_input(ball.project(ball.ascend(start, gradient, step), target.x))
+        return target.to_input(_step(target, ball, step, random_start, generator))
+
+
+def _step(
+    target: Target, ball: ThreatModel, step: float | Tensor, random_start: bool, generator: torch.Generator | None
+) -> Tensor:
+    start = ball.clip(target.x + ball.random(target.x, generator=generator)) if random_start else target.x
+    gradient, _, _ = target.gradient(start)
+    return ball.project(ball.ascend(start, gradient, step), target.x)
 
 
 class FGSM(Attack):
@@ -90,23 +96,17 @@ class FGSM(Attack):
         loss: Loss | None = None,
         batch_norm: BatchNormMode = "train",
     ) -> None:
-        super().__init__(eps, norm=norm, bounds=bounds, normalization=normalization, loss=loss, batch_norm=batch_norm)
-        self.step_size = None if step_size is None else parse_radius(step_size, "step_size")
+        super().__init__(
+            eps,
+            step_size=step_size,
+            norm=norm,
+            bounds=bounds,
+            normalization=normalization,
+            loss=loss,
+            batch_norm=batch_norm,
+        )
         self.random_start = random_start
 
-    def _perturb(self, model: Model, x: Tensor, y: Tensor, generator: torch.Generator | None, check: bool) -> Tensor:
-        return fgsm(
-            model,
-            x,
-            y,
-            eps=self.eps,
-            step_size=self.step_size,
-            random_start=self.random_start,
-            norm=self.norm,
-            bounds=self.bounds,
-            normalization=self.normalization,
-            loss=self.loss,
-            batch_norm=self.batch_norm,
-            generator=generator,
-            check=check,
-        )
+    def _perturb(self, target: Target, generator: torch.Generator | None) -> Tensor:
+        step = self.eps if self.step_size is None else self.step_size
+        return _step(target, self.ball, step, self.random_start, generator)

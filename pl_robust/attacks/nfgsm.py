@@ -7,7 +7,7 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-from pl_robust.attacks._target import BatchNormMode, Loss, Model, Normalization, check_choices, under_attack
+from pl_robust.attacks._target import BatchNormMode, Loss, Model, Normalization, Target, check_choices, under_attack
 from pl_robust.attacks._threat_model import Norm, Radius, ThreatModel, parse_radius
 from pl_robust.attacks.attack import Attack
 
@@ -63,9 +63,15 @@ def nfgsm(
     with under_attack(
         model, x, y, bounds=bounds, loss=loss, normalization=normalization, batch_norm=batch_norm, check=check
     ) as target:
-        start = ball.clip(target.x + ball.random(target.x, scale=k, generator=generator))
-        gradient, _, _ = target.gradient(start)
-        return target.to_input(ball.clip(ball.ascend(start, gradient, step)))
+        return target.to_input(_step(target, ball, step, k, generator))
+
+
+def _step(
+    target: Target, ball: ThreatModel, step: float | Tensor, k: float, generator: torch.Generator | None
+) -> Tensor:
+    start = ball.clip(target.x + ball.random(target.x, scale=k, generator=generator))
+    gradient, _, _ = target.gradient(start)
+    return ball.clip(ball.ascend(start, gradient, step))
 
 
 def _check_k(k: object) -> None:
@@ -99,24 +105,18 @@ class NFGSM(Attack):
         loss: Loss | None = None,
         batch_norm: BatchNormMode = "train",
     ) -> None:
-        super().__init__(eps, norm=norm, bounds=bounds, normalization=normalization, loss=loss, batch_norm=batch_norm)
+        super().__init__(
+            eps,
+            step_size=step_size,
+            norm=norm,
+            bounds=bounds,
+            normalization=normalization,
+            loss=loss,
+            batch_norm=batch_norm,
+        )
         _check_k(k)
         self.k = k
-        self.step_size = None if step_size is None else parse_radius(step_size, "step_size")
 
-    def _perturb(self, model: Model, x: Tensor, y: Tensor, generator: torch.Generator | None, check: bool) -> Tensor:
-        return nfgsm(
-            model,
-            x,
-            y,
-            eps=self.eps,
-            k=self.k,
-            step_size=self.step_size,
-            norm=self.norm,
-            bounds=self.bounds,
-            normalization=self.normalization,
-            loss=self.loss,
-            batch_norm=self.batch_norm,
-            generator=generator,
-            check=check,
-        )
+    def _perturb(self, target: Target, generator: torch.Generator | None) -> Tensor:
+        step = self.eps if self.step_size is None else self.step_size
+        return _step(target, self.ball, step, self.k, generator)

@@ -75,15 +75,26 @@ def pgd(
     with under_attack(
         model, x, y, bounds=bounds, loss=loss, normalization=normalization, batch_norm=batch_norm, check=check
     ) as target:
-        if restarts > 1 or early_stop:
-            return target.to_input(
-                _worst_iterate(target, ball, step, steps, restarts, random_start, early_stop, generator)
-            )
-        x_adv = _start(target, ball, random_start, generator)
-        for _ in range(steps):
-            gradient, _, _ = target.gradient(x_adv)
-            x_adv = ball.project(ball.ascend(x_adv, gradient, step), target.x)
-        return target.to_input(x_adv)
+        return target.to_input(_ascend(target, ball, step, steps, restarts, random_start, early_stop, generator))
+
+
+def _ascend(
+    target: Target,
+    ball: ThreatModel,
+    step: float | Tensor,
+    steps: int,
+    restarts: int,
+    random_start: bool,
+    early_stop: bool,
+    generator: torch.Generator | None,
+) -> Tensor:
+    if restarts > 1 or early_stop:
+        return _worst_iterate(target, ball, step, steps, restarts, random_start, early_stop, generator)
+    x_adv = _start(target, ball, random_start, generator)
+    for _ in range(steps):
+        gradient, _, _ = target.gradient(x_adv)
+        x_adv = ball.project(ball.ascend(x_adv, gradient, step), target.x)
+    return x_adv
 
 
 def _start(target: Target, ball: ThreatModel, random_start: bool, generator: torch.Generator | None) -> Tensor:
@@ -174,9 +185,16 @@ class PGD(Attack):
         loss: Loss | None = None,
         batch_norm: BatchNormMode = "train",
     ) -> None:
-        super().__init__(eps, norm=norm, bounds=bounds, normalization=normalization, loss=loss, batch_norm=batch_norm)
+        super().__init__(
+            eps,
+            step_size=step_size,
+            norm=norm,
+            bounds=bounds,
+            normalization=normalization,
+            loss=loss,
+            batch_norm=batch_norm,
+        )
         _check_counts(steps, restarts, random_start)
-        self.step_size = None if step_size is None else parse_radius(step_size, "step_size")
         self.steps = steps
         self.restarts = restarts
         self.random_start = random_start
@@ -188,22 +206,8 @@ class PGD(Attack):
         attack.early_stop = True
         return attack
 
-    def _perturb(self, model: Model, x: Tensor, y: Tensor, generator: torch.Generator | None, check: bool) -> Tensor:
-        return pgd(
-            model,
-            x,
-            y,
-            eps=self.eps,
-            step_size=self.step_size,
-            steps=self.steps,
-            restarts=self.restarts,
-            random_start=self.random_start,
-            early_stop=self.early_stop,
-            norm=self.norm,
-            bounds=self.bounds,
-            normalization=self.normalization,
-            loss=self.loss,
-            batch_norm=self.batch_norm,
-            generator=generator,
-            check=check,
+    def _perturb(self, target: Target, generator: torch.Generator | None) -> Tensor:
+        step = 2.5 * self.eps / self.steps if self.step_size is None else self.step_size
+        return _ascend(
+            target, self.ball, step, self.steps, self.restarts, self.random_start, self.early_stop, generator
         )
