@@ -22,6 +22,19 @@ def flatten_loaders(loaders: Any) -> list[Any]:
     return [loaders]
 
 
+def loader_names(loaders: Any) -> list[str | None]:
+    """Name the same dataloaders by the keys of the dict they come in, ``"key"`` or ``"key/0"``; None without a dict."""
+    if type(loaders).__name__ == "CombinedLoader":
+        return loader_names(loaders.iterables)
+    if not isinstance(loaders, Mapping):
+        return [None] * len(flatten_loaders(loaders))
+    names: list[str | None] = []
+    for key, part in loaders.items():
+        parts = flatten_loaders(part)
+        names += [str(key)] if parts == [part] else [f"{key}/{index}" for index in range(len(parts))]
+    return names
+
+
 def count_real(loader: Any, batch_idx: int, size: int) -> int:
     """Count the samples at the head of a batch that are no repeats.
 

@@ -132,7 +132,7 @@ def under_attack(
             f"`targets` must come with a `loss` that takes them, one for each of the {len(y)} samples, "
             f"got shape {list(targets.shape)} and loss={loss!r}"
         )
-    with torch.inference_mode(False), torch.enable_grad(), _batch_norm(model, batch_norm):
+    with torch.inference_mode(False), torch.enable_grad(), batch_norm_mode(model, batch_norm):
         target = Target(model, x, y, loss=loss, targets=targets, normalization=normalization, check=check)
         if check:
             _check_values(target.x, x.dtype, bounds)
@@ -140,7 +140,7 @@ def under_attack(
 
 
 @contextmanager
-def _batch_norm(model: Model, mode: BatchNormMode) -> Iterator[None]:
+def batch_norm_mode(model: Model, mode: BatchNormMode) -> Iterator[None]:
     """Set how the batch-norm layers in training mode behave; layers in eval mode stay as they are."""
     if mode == "train":
         yield

@@ -99,7 +99,7 @@ class Attack(ABC):
 
     def with_start_gradient(
         self, model: Model, x: Tensor, y: Tensor, *, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | None]:
         """Perturb a batch, and give the gradient that the attack took first, at its start, at no further cost.
 
         Args:
@@ -109,21 +109,15 @@ class Attack(ABC):
             generator: as in a call.
 
         Returns:
-            Perturbed inputs as in a call, and the gradient of each sample's loss in input units, float32 or float64 in
-            the shape of ``x``, detached.
+            Perturbed inputs as in a call; and the gradient of each sample's loss in input units, float32 or float64 in
+            the shape of ``x``, detached, or None from an attack that takes none through autograd here.
 
         Raises:
-            TypeError: if this attack takes no gradient; and as in a call.
+            TypeError: as in a call.
             ValueError: as in a call.
         """
         with self._aim(model, x, y, None, None) as target:
-            x_adv = target.to_input(self._perturb(target, generator))
-            if target.start_gradient is None:
-                raise TypeError(
-                    f"{type(self).__name__} gives no gradient at its start: take an attack that does, such as FGSM, "
-                    "NFGSM or PGD"
-                )
-            return x_adv, target.start_gradient
+            return target.to_input(self._perturb(target, generator)), target.start_gradient
 
     @contextmanager
     def _aim(self, model: Model, x: Tensor, y: Tensor, loss: Loss | None, targets: Tensor | None) -> Iterator[Target]:

@@ -5,25 +5,25 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.optimizer import Optimizer
-from torchmetrics import MeanMetric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy
 
 from pl_robust._batch import split_batch
-from pl_robust._dataloaders import count_real, flatten_loaders
+from pl_robust._dataloaders import count_real, flatten_loaders, loader_names
 from pl_robust._lightning import (
     LightningModule,
     LRSchedulerCallable,
     MisconfigurationException,
     OptimizerCallable,
+    rank_zero_warn,
     unsavable,
 )
 from pl_robust.attacks import PGD, Attack
+from pl_robust.losses import Regularizer
+from pl_robust.modules._evaluation import Evaluation, find_masking, make_accuracy
 from pl_robust.modules._net import resolve_net
 
 
@@ -40,9 +40,10 @@ class AdversarialTraining(LightningModule):
     are those of the catastrophic-overfitting papers: SGD, learning rate 0 -> 0.2 -> 0 per step, cross-entropy.
 
     Logs train/loss and train/acc_adv; and for each of val and test: loss and acc on clean inputs, acc_adv under the
-    training attack, acc_<name> under each of ``eval_attacks``. Validation and test run in eval mode, with noise that
-    depends on the batch only, so that two evaluations of one network agree; samples that a DistributedSampler repeats
-    are not counted. Both work with the Trainer's defaults (inference mode on).
+    training attack, acc_<name> under each of ``eval_attacks``. Dataloaders that come in a dict have its keys behind
+    these names (test/acc/clean). Validation and test run in eval mode, with noise that depends on the batch only, so
+    that two evaluations of one network agree; samples that a DistributedSampler repeats are not counted. Both work with
+    the Trainer's defaults (inference mode on). A network whose gradients are masked draws a warning.
 
     Args:
         net: the network, images [B, C, H, W] -> logits [B, num_classes]; or a name of ``pl_robust.models``, built for
@@ -50,10 +51,13 @@ class AdversarialTraining(LightningModule):
         attack: the training attack; its forwards run on the bare net, with batch-norm as its ``batch_norm`` says.
         eval_attacks: name -> attack for validation and test; None means ``{"pgd": PGD}`` with the training attack's
             ball and 10 steps.
+        regularizer: how the training loss is made, ``GradAlign`` or ``TRADES`` for example; None means cross-entropy on
+            the adversarial examples.
         num_classes: number of classes.
         optimizer: parameters -> optimizer; with the triangular schedule its learning rate is the peak.
-        lr_scheduler: ``"triangular"`` (0 -> lr -> 0 over the whole run, peak half way, per step), ``"constant"``, or
-            optimizer -> scheduler.
+        lr_scheduler: ``"triangular"`` (0 -> lr -> 0 over the whole run, per step), ``"constant"``, or optimizer ->
+            scheduler.
+        lr_peak: where in the run the triangle has its peak, between 0 and 1.
         lr_scheduler_interval: whether a scheduler of yours steps per ``"epoch"`` or per ``"step"``.
         input_key: where a batch holds its inputs: position in tuples and lists, key in dicts.
         label_key: where a batch holds its labels.
@@ -70,9 +74,11 @@ class AdversarialTraining(LightningModule):
         attack: Attack,
         *,
         eval_attacks: dict[str, Attack] | None = None,
+        regularizer: Regularizer | None = None,
         num_classes: int = 10,
         optimizer: OptimizerCallable = published_sgd,
         lr_scheduler: Literal["triangular", "constant"] | LRSchedulerCallable = "triangular",
+        lr_peak: float = 0.5,
         lr_scheduler_interval: Literal["epoch", "step"] = "epoch",
         input_key: str | int = 0,
         label_key: str | int = 1,
@@ -80,16 +86,25 @@ class AdversarialTraining(LightningModule):
         super().__init__()
         self.save_hyperparameters(
             ignore=unsavable(
-                net=net, attack=attack, eval_attacks=eval_attacks, optimizer=optimizer, lr_scheduler=lr_scheduler
+                net=net,
+                attack=attack,
+                eval_attacks=eval_attacks,
+                regularizer=regularizer,
+                optimizer=optimizer,
+                lr_scheduler=lr_scheduler,
             )
         )
         if not isinstance(attack, Attack):
             raise TypeError(f"`attack` must be an attack such as FGSM(eps=8/255), got {attack!r}")
+        if regularizer is not None and not isinstance(regularizer, Regularizer):
+            raise TypeError(f"`regularizer` must be a regularizer such as GradAlign(), or None, got {regularizer!r}")
         if not callable(lr_scheduler) and lr_scheduler not in ("triangular", "constant"):
             raise ValueError(
                 f"`lr_scheduler` must be 'triangular', 'constant' or a callable optimizer -> scheduler, "
                 f"got {lr_scheduler!r}"
             )
+        if not 0 < lr_peak < 1:
+            raise ValueError(f"`lr_peak` must lie between 0 and 1, a share of the run, got {lr_peak!r}")
         if not callable(optimizer):
             raise TypeError(f"`optimizer` must be a callable parameters -> optimizer, got {optimizer!r}")
         if lr_scheduler_interval not in ("epoch", "step"):
@@ -98,20 +113,19 @@ class AdversarialTraining(LightningModule):
             raise ValueError(f"`num_classes` must be at least 2, got {num_classes}")
         self.net = resolve_net(net, num_classes)
         self.attack = attack
+        self.regularizer = regularizer
         self.num_classes = num_classes
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
+        self.lr_peak = lr_peak
         self.lr_scheduler_interval = lr_scheduler_interval
         self.input_key = input_key
         self.label_key = label_key
         self.eval_attacks = _eval_attacks(eval_attacks, attack)
-        self.train_accuracy = self._accuracy()
-        # One set for each dataloader of a split, made when the split starts and its dataloaders are known.
+        self.train_accuracy = make_accuracy(num_classes)
+        # One for each dataloader of a split, made when the split starts and its dataloaders are known.
         self.val_metrics = nn.ModuleList()
         self.test_metrics = nn.ModuleList()
-
-    def _accuracy(self) -> MulticlassAccuracy:
-        return MulticlassAccuracy(self.num_classes, average="micro", validate_args=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute the logits [B, num_classes] of images [B, C, H, W]."""
@@ -119,10 +133,13 @@ class AdversarialTraining(LightningModule):
         return logits
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Attack the batch and give the loss on the adversarial examples."""
+        """Attack the batch and give the loss, on the adversarial examples or as the regularizer has it."""
         x, y = split_batch(batch, self.input_key, self.label_key)
-        logits = self(self.attack(self.net, x, y))
-        loss = F.cross_entropy(logits, y)
+        if self.regularizer is None:
+            logits = self(self.attack(self.net, x, y))
+            loss = F.cross_entropy(logits, y)
+        else:
+            loss, logits = self.regularizer(self.net, self.attack, x, y)
         self.train_accuracy(logits, y)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(y))
         self.log("train/acc_adv", self.train_accuracy, on_step=False, on_epoch=True, batch_size=len(y))
@@ -130,57 +147,78 @@ class AdversarialTraining(LightningModule):
 
     def on_validation_start(self) -> None:
         """Make the metrics of each validation dataloader."""
-        self._make_metrics(self.val_metrics, flatten_loaders(self.trainer.val_dataloaders), "val")
+        self._start_evaluation("val")
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Evaluate clean and adversarial accuracy on a validation batch."""
-        loader = flatten_loaders(self.trainer.val_dataloaders)[dataloader_idx]
-        self._evaluate("val", batch, batch_idx, dataloader_idx, loader)
+        self._evaluate("val", batch, batch_idx, dataloader_idx)
+
+    def on_validation_end(self) -> None:
+        """Warn of masked gradients."""
+        self._end_evaluation("val")
 
     def on_test_start(self) -> None:
         """Make the metrics of each test dataloader."""
-        self._make_metrics(self.test_metrics, flatten_loaders(self.trainer.test_dataloaders), "test")
+        self._start_evaluation("test")
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Evaluate clean and adversarial accuracy on a test batch."""
-        loader = flatten_loaders(self.trainer.test_dataloaders)[dataloader_idx]
-        self._evaluate("test", batch, batch_idx, dataloader_idx, loader)
+        self._evaluate("test", batch, batch_idx, dataloader_idx)
+
+    def on_test_end(self) -> None:
+        """Warn of masked gradients."""
+        self._end_evaluation("test")
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Compute the logits of a batch: bare images, or a batch that holds them at ``input_key``."""
         logits: Tensor = self(batch if isinstance(batch, Tensor) else batch[self.input_key])
         return logits
 
-    def _make_metrics(self, metrics: nn.ModuleList, loaders: list[Any], split: str) -> None:
-        while len(metrics) < len(loaders):
-            accuracies = {
-                f"acc{suffix}": self._accuracy() for suffix in ("", "_adv", *(f"_{n}" for n in self.eval_attacks))
-            }
-            collection = MetricCollection({"loss": MeanMetric(), **accuracies}, compute_groups=False)
-            metrics.append(collection.to(self.device))
+    def _loaders(self, split: str) -> Any:
+        return getattr(self.trainer, f"{split}_dataloaders")
 
-    def _evaluate(self, split: str, batch: Any, batch_idx: int, dataloader_idx: int, loader: Any) -> None:
-        metrics: Any = getattr(self, f"{split}_metrics")[dataloader_idx]
+    def _attacks(self) -> dict[str, Attack]:
+        return {"adv": self.attack.for_evaluation(), **self.eval_attacks}
+
+    def _start_evaluation(self, split: str) -> None:
+        evaluations: Any = getattr(self, f"{split}_metrics")
+        while len(evaluations) < len(flatten_loaders(self._loaders(split))):
+            evaluations.append(Evaluation(self.num_classes, list(self._attacks())).to(self.device))
+        for evaluation in evaluations:
+            evaluation.counts.zero_()
+
+    def _evaluate(self, split: str, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
+        evaluation: Any = getattr(self, f"{split}_metrics")[dataloader_idx]
         x, y = split_batch(batch, self.input_key, self.label_key)
-        real = count_real(loader, batch_idx, len(y))
-        x, y = x[:real], y[:real]
+        loaders = self._loaders(split)
+        real = count_real(flatten_loaders(loaders)[dataloader_idx], batch_idx, len(y))
         if real:
-            logits = self(x)
-            metrics["loss"].update(F.cross_entropy(logits, y), weight=real)
-            metrics["acc"].update(logits, y)
-            for name, attack in {"adv": self.attack.for_evaluation(), **self.eval_attacks}.items():
-                generator = torch.Generator(x.device)
-                generator.manual_seed(batch_idx * self.trainer.world_size + self.trainer.global_rank)
-                metrics[f"acc_{name}"].update(self(attack(self.net, x, y, generator=generator)), y)
-        for name, metric in metrics.items():
+            seed = batch_idx * self.trainer.world_size + self.trainer.global_rank
+            evaluation.update(self.net, self._attacks(), x[:real], y[:real], seed)
+        name = loader_names(loaders)[dataloader_idx]
+        for metric_name, metric in evaluation.metrics.items():
             self.log(
-                f"{split}/{name}",
+                f"{split}/{metric_name}" + ("" if name is None else f"/{name}"),
                 metric,
-                prog_bar=name == "acc_pgd",
+                prog_bar=metric_name == "acc_pgd",
                 batch_size=real,
+                add_dataloader_idx=name is None,
                 # Lightning looks metrics up by attribute once, maybe before this one was made.
-                metric_attribute=f"{split}_metrics.{dataloader_idx}.{name}",
+                metric_attribute=f"{split}_metrics.{dataloader_idx}.metrics.{metric_name}",
             )
+
+    def _end_evaluation(self, split: str) -> None:
+        evaluations: Any = getattr(self, f"{split}_metrics")
+        names = loader_names(self._loaders(split))
+        logged = self.trainer.callback_metrics  # the same on every rank already
+        for index, name in enumerate(names):
+            end = f"/{name}" if name is not None else f"/dataloader_idx_{index}" if len(names) > 1 else ""
+            counts = self.trainer.strategy.reduce(evaluations[index].counts, reduce_op="sum")
+            keys = {key: f"{split}/acc_{key}{end}" for key in self._attacks()}
+            accuracies = {key: float(logged[logged_as]) for key, logged_as in keys.items() if logged_as in logged}
+            symptom = find_masking(self._attacks(), accuracies, counts)
+            if symptom is not None:
+                rank_zero_warn(f"{split}{end}: {symptom}")
 
     def configure_optimizers(self) -> Any:
         """Build the optimizer and its schedule."""
@@ -196,13 +234,14 @@ class AdversarialTraining(LightningModule):
                 "lr_scheduler='triangular' needs to know where the run ends: set the Trainer's `max_epochs` or "
                 "`max_steps`, or take lr_scheduler='constant'"
             )
-        triangular = LambdaLR(optimizer, partial(_triangle, steps=int(steps)))
+        triangular = LambdaLR(optimizer, partial(_triangle, steps=int(steps), peak=self.lr_peak))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": triangular, "interval": "step"}}
 
 
-def _triangle(step: int, steps: int) -> float:
+def _triangle(step: int, steps: int, peak: float) -> float:
     """Height at ``step`` of the triangle 0 -> 1 -> 0; its feet stand one step outside the run, where they cost none."""
-    return max(0.0, 1 - abs(2 * (step + 1) / (steps + 1) - 1))
+    at = (step + 1) / (steps + 1)
+    return max(0.0, 1 - abs(at / peak - 1 if at < peak else (at - peak) / (1 - peak)))
 
 
 def _eval_attacks(given: dict[str, Attack] | None, attack: Attack) -> dict[str, Attack]:

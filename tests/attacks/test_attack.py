@@ -109,3 +109,63 @@ def test_a_custom_loss_is_ascended() -> None:
 def test_an_attack_shows_its_parameters() -> None:
     assert repr(PGD("8/255", steps=20)).startswith("PGD(eps=0.0313725")
     assert "steps=20" in repr(PGD("8/255", steps=20))
+
+
+@pytest.mark.parametrize(
+    ("attack", "fewest"),
+    [
+        (FGSM(1e-3, bounds=None), 8),
+        (PGD(1e-3, bounds=None, restarts=3), 8),
+        (PGD(1e-3, bounds=None, early_stop=True), 5),
+    ],
+)
+def test_each_sample_keeps_its_target_when_few_are_left(attack: Attack, fewest: int) -> None:
+    """The logits of sample i are i and 2.5: those from 3 on are right and stay in the attack, the others fall."""
+    x = torch.arange(8.0).view(8, 1)
+    seen: list[int] = []
+
+    def loss(logits: Tensor, targets: Tensor) -> Tensor:
+        assert torch.equal(logits[:, 0].detach().round(), targets)
+        seen.append(len(targets))
+        return logits[:, 0]
+
+    def model(x: Tensor) -> Tensor:
+        return torch.cat([x, 0 * x + 2.5], 1)
+
+    attack(model, x, torch.zeros(8, dtype=torch.long), loss=loss, targets=torch.arange(8.0))
+    assert min(seen) == fewest
+
+
+def test_targets_need_a_loss_that_takes_them() -> None:
+    net, (x, y) = net_with_batch_norm(), batch()
+    with pytest.raises(ValueError, match=r"`targets` must come with a `loss`.*got shape \[8, 10\] and loss=None"):
+        FGSM(0.1)(net, x, y, targets=torch.rand(8, 10))
+    with pytest.raises(ValueError, match=r"one for each of the 8 samples, got shape \[3\]"):
+        FGSM(0.1)(net, x, y, loss=nn.functional.mse_loss, targets=torch.rand(3))
+
+
+@pytest.mark.parametrize("name", list(ATTACKS))
+def test_the_start_gradient_is_the_one_at_the_start(name: str) -> None:
+    net, (x, y) = net_with_batch_norm().eval(), batch()
+    seen: list[Tensor] = []
+    net.register_forward_pre_hook(lambda module, args: seen.append(args[0].detach().clone()))
+    attack = ATTACKS[name](0.1)
+    x_adv, gradient = attack.with_start_gradient(net, x, y, generator=torch.Generator().manual_seed(0))
+    start = seen[0].requires_grad_()
+    (expected,) = torch.autograd.grad(F.cross_entropy(net(start), y, reduction="sum"), start)
+    torch.testing.assert_close(gradient, expected)
+    assert torch.equal(x_adv, attack(net, x, y, generator=torch.Generator().manual_seed(0)))
+
+
+def test_scaled_attacks_keep_their_shape() -> None:
+    attack = PGD([0.1, 0.2], step_size="1/50", steps=7)
+    half = attack.scaled(0.5)
+    assert isinstance(half, PGD)
+    assert isinstance(half.eps, Tensor)
+    torch.testing.assert_close(half.eps, torch.tensor([0.05, 0.1]))
+    assert (half.step_size, half.steps, attack.step_size) == (0.01, 7, 0.02)
+    assert FGSM(0.1).scaled(0.0).eps == 0
+    with pytest.raises(ValueError, match=r"`factor` must be finite and at least 0, got -1"):
+        attack.scaled(-1)
+    with pytest.raises(ValueError, match=r"must not be larger than the width of bounds"):
+        attack.scaled(6)

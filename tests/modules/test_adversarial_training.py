@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 from pl_robust._lightning import MisconfigurationException, unsavable
 from pl_robust.attacks import FGSM, NFGSM, PGD, Attack, fgsm, pgd
+from pl_robust.losses import TRADES, GradAlign, Regularizer
 from pl_robust.models import SmallCNN
 from pl_robust.modules import AdversarialTraining
 from tests.toys import assert_identical, loader, quiet_trainer, stripes
@@ -174,3 +176,133 @@ def test_a_scheduler_of_ones_own_steps_as_told() -> None:
 
 def test_only_live_objects_are_left_out_of_the_hyperparameters() -> None:
     assert unsavable(a=1, b="x", c=[1, {"d": None}], e=FGSM(0.1), f={"pgd": PGD(0.1)}) == ["e", "f"]
+
+
+REGULARIZERS = [GradAlign(0.5), TRADES(2.0)]
+
+
+@pytest.mark.parametrize("regularizer", REGULARIZERS, ids=["gradalign", "trades"])
+@pytest.mark.parametrize(
+    "arguments", [{}, {"precision": "bf16-mixed"}, {"accumulate_grad_batches": 2}], ids=["plain", "bf16", "acc"]
+)
+def test_it_trains_with_a_regularizer_everywhere(regularizer: Regularizer, arguments: dict[str, Any]) -> None:
+    attack = FGSM(0.1, random_start=True)
+    module = AdversarialTraining(small_net(), attack, regularizer=regularizer, num_classes=3)
+    trainer = quiet_trainer(max_epochs=8, **arguments)
+    trainer.fit(module, loader(64))
+    (metrics,) = trainer.test(module, loader(64), verbose=False)
+    assert all(bool(value.isfinite().all()) for value in module.state_dict().values())
+    assert metrics["test/acc"] > 0.8
+    assert metrics["test/acc_adv"] > 0.5
+
+
+@pytest.mark.parametrize("regularizer", REGULARIZERS, ids=["gradalign", "trades"])
+def test_under_accumulation_a_regularized_gradient_is_that_of_all_batches(regularizer: Regularizer) -> None:
+    net = small_net().eval()
+    reference = copy.deepcopy(net)
+    attack = PGD(0.1, steps=2)
+    module = AdversarialTraining(
+        net,
+        attack,
+        regularizer=regularizer,
+        num_classes=3,
+        optimizer=lambda p: torch.optim.SGD(p, lr=0.1),
+        lr_scheduler="constant",
+    )
+    module.net.train = lambda mode=True: module.net  # type: ignore[method-assign]
+    torch.manual_seed(7)
+    quiet_trainer(max_epochs=1, accumulate_grad_batches=4).fit(module, loader(64))
+    torch.manual_seed(7)
+    batches = list(loader(64))  # takes a number from the generator, as the trainer's loader does
+    losses = [regularizer(reference, attack, x, y)[0] for x, y in batches]
+    gradients = torch.autograd.grad(torch.stack(losses).mean(), list(reference.parameters()))
+    for before, after, gradient in zip(reference.parameters(), net.parameters(), gradients, strict=True):
+        torch.testing.assert_close(after, before - 0.1 * gradient)
+
+
+def test_without_weight_a_regularizer_changes_no_gradient() -> None:
+    """GradAlign(0) is FGSM training but for batch-norm's running statistics, which see one more forward."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Tanh(), nn.Linear(8, 3))
+    modules = []
+    for regularizer in (None, GradAlign(0.0)):
+        module = AdversarialTraining(copy.deepcopy(net), FGSM(0.1), regularizer=regularizer, num_classes=3)
+        quiet_trainer(max_epochs=2).fit(module, loader(64))
+        modules.append(module)
+    assert_identical(dict(modules[0].net.state_dict()), dict(modules[1].net.state_dict()))
+
+
+def test_dataloaders_in_a_dict_are_logged_by_their_names() -> None:
+    module = AdversarialTraining(small_net(), FGSM(0.1), num_classes=3)
+    trainer = quiet_trainer(max_epochs=1)
+    data = {"clean": loader(48), "other": [loader(32, seed=1), loader(40, seed=2)]}
+    results = trainer.test(module, data, verbose=False)
+    names = ("loss", "acc", "acc_adv", "acc_pgd")
+    for metrics, name in zip(results, ("clean", "other/0", "other/1"), strict=True):
+        assert set(metrics) == {f"test/{metric}/{name}" for metric in names}
+    (alone,) = trainer.test(module, loader(40, seed=2), verbose=False)
+    assert {key: value for key, value in alone.items()} == {
+        key.removesuffix("/other/1"): value for key, value in results[2].items()
+    }
+
+
+@pytest.mark.parametrize("peak", [0.5, 0.4])
+def test_the_triangle_peaks_where_told(peak: float) -> None:
+    rates: list[float] = []
+
+    class Watching(AdversarialTraining):
+        def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+            optimizer: Any = self.optimizers()
+            rates.append(optimizer.param_groups[0]["lr"])
+
+    module = Watching(small_net(), FGSM(0.1), num_classes=3, lr_peak=peak)
+    quiet_trainer(max_epochs=1).fit(module, loader(99, batch_size=1))
+    at = torch.arange(1, 100) / 100
+    expected = 0.2 * torch.minimum(at / peak, (1 - at) / (1 - peak))
+    torch.testing.assert_close(torch.tensor(rates), expected)
+    assert max(rates) == pytest.approx(0.2)
+
+
+class Saturated(nn.Module):
+    """Logits times 1e4: the softmax is 0 or 1 in float32, and its gradient zero."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.net(x)
+        return 1e4 * logits
+
+
+class Misleading(nn.Module):
+    """Right while the mean pixel is below .5, wrong from .55 on; but around .52 lies a hill that stops small steps."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = x.flatten(1).mean(1)
+        loss = 4 * (mean - 0.55) + 2 * torch.exp(-(((mean - 0.52) / 0.01) ** 2)) - 1.5
+        loss = torch.where(mean > 0.55, torch.ones_like(mean), loss)
+        return torch.stack([-loss, loss, loss - 9], 1)
+
+
+def warned_of(net: nn.Module, data: Any) -> list[str]:
+    module = AdversarialTraining(net, FGSM(0.1), num_classes=3, eval_attacks={"pgd": PGD(0.1, random_start=False)})
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        quiet_trainer().test(module, data, verbose=False)
+    return [str(warning.message) for warning in caught if "Masked gradients" in str(warning.message)]
+
+
+def test_a_gradient_masked_net_draws_a_warning() -> None:
+    net = fit(FGSM(0.1), epochs=4).net
+    assert warned_of(net, loader(64)) == []
+    (said,) = warned_of(Saturated(net), loader(64))
+    assert "of the input gradients are exactly zero" in said
+    assert said.startswith("test: Masked gradients: ")
+
+
+def test_fgsm_stronger_than_pgd_draws_a_warning() -> None:
+    data = DataLoader(TensorDataset(torch.full((64, 1, 8, 8), 0.5), torch.zeros(64, dtype=torch.long)), 16)
+    (said,) = warned_of(Misleading(), data)
+    assert "FGSM is stronger than PGD (accuracy 0.0% against 100.0%)" in said
+    named = warned_of(Misleading(), {"one": data, "two": data})
+    assert [text.split(":")[0] for text in named] == ["test/one", "test/two"]

@@ -1,0 +1,41 @@
+"""Signs that gradients hide weaknesses instead of finding them (Athalye, Carlini, Wagner 2018, section 3.1)."""
+
+from __future__ import annotations
+
+_MANY = 0.05
+"""Share of zero input gradients that no healthy network shows."""
+
+_CLEARLY = 0.02
+"""By so much accuracy under PGD must exceed that under FGSM, and by 10 samples: PGD, too, misses a few."""
+
+
+def masking_symptom(
+    *, zero_gradients: float, acc_fgsm: float | None, acc_pgd: float | None, samples: int
+) -> str | None:
+    """Say how a network masks its gradients, if it does.
+
+    Args:
+        zero_gradients: share of the samples whose input gradient is exactly zero where the attack starts.
+        acc_fgsm: accuracy under a single step, in [0, 1]; None if it was not measured.
+        acc_pgd: accuracy under PGD in the same ball, in [0, 1]; None if it was not measured.
+        samples: number of samples behind these.
+
+    Returns:
+        A sentence for a warning, or None.
+    """
+    symptoms = []
+    if zero_gradients > _MANY:
+        symptoms.append(
+            f"{zero_gradients:.0%} of the input gradients are exactly zero, so that a gradient attack has nowhere to go"
+        )
+    if acc_fgsm is not None and acc_pgd is not None and acc_pgd - acc_fgsm > max(_CLEARLY, 10 / samples):
+        symptoms.append(
+            f"FGSM is stronger than PGD (accuracy {acc_fgsm:.1%} against {acc_pgd:.1%}), so that PGD's steps mislead it"
+        )
+    if not symptoms:
+        return None
+    return (
+        f"Masked gradients: {' and '.join(symptoms)}. The robust accuracies are not to be trusted: look for saturated "
+        "logits, rounding or randomness in the network, and evaluate with an attack that needs no gradient, such as "
+        "AutoAttack's Square"
+    )

@@ -1,0 +1,8 @@
+"""Training losses and measures of the loss surface, in pure torch."""
+
+# Not a lazy face: a function shares its file's name, and importing the file would put the module in its place.
+from pl_robust.losses.gradient_alignment import GradAlign, gradient_alignment, published_weight
+from pl_robust.losses.regularizer import Regularizer
+from pl_robust.losses.trades import TRADES, trades_loss
+
+__all__ = ("TRADES", "GradAlign", "Regularizer", "gradient_alignment", "published_weight", "trades_loss")

@@ -1,0 +1,86 @@
+"""Clean and adversarial accuracy over one dataloader."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+
+from pl_robust.attacks import FGSM, PGD, Attack
+from pl_robust.attacks._masking import masking_symptom
+
+
+def make_accuracy(num_classes: int) -> MulticlassAccuracy:
+    """Make a metric of the share of correct answers."""
+    return MulticlassAccuracy(num_classes, average="micro", validate_args=False)
+
+
+class Evaluation(nn.Module):
+    """Metrics of one dataloader: loss and acc on clean inputs, acc_<name> under each attack.
+
+    Args:
+        num_classes: number of classes.
+        attacks: the names of the attacks.
+
+    Attributes:
+        metrics: the torchmetrics by name, to be logged.
+        counts: zero gradients and all gradients at the attacks' starts, [2], of this rank.
+    """
+
+    def __init__(self, num_classes: int, attacks: list[str]) -> None:
+        super().__init__()
+        accuracies = {f"acc{suffix}": make_accuracy(num_classes) for suffix in ("", *(f"_{name}" for name in attacks))}
+        self.metrics = MetricCollection({"loss": MeanMetric(), **accuracies}, compute_groups=False)
+        self.counts: Tensor
+        self.register_buffer("counts", torch.zeros(2), persistent=False)
+
+    def update(self, net: nn.Module, attacks: Mapping[str, Attack], x: Tensor, y: Tensor, seed: int) -> None:
+        """Take a batch into account.
+
+        Args:
+            net: the network in eval mode.
+            attacks: name -> attack in its form for evaluation.
+            x: clean inputs [B, ...].
+            y: labels [B].
+            seed: of the noise of each attack.
+        """
+        logits = net(x)
+        self.metrics["loss"].update(F.cross_entropy(logits, y), weight=len(y))
+        self.metrics["acc"].update(logits, y)
+        for name, attack in attacks.items():
+            generator = torch.Generator(x.device)
+            generator.manual_seed(seed)
+            x_adv, gradient = attack.with_start_gradient(net, x, y, generator=generator)
+            self.metrics[f"acc_{name}"].update(net(x_adv), y)
+            if gradient is not None:
+                is_zero = (gradient == 0).flatten(1).all(1)
+                self.counts += torch.stack([is_zero.sum(), torch.ones_like(is_zero).sum()])
+
+
+def find_masking(attacks: Mapping[str, Attack], accuracies: Mapping[str, float], counts: Tensor) -> str | None:
+    """Say how a network masks its gradients, if it does.
+
+    Args:
+        attacks: name -> attack.
+        accuracies: name -> accuracy under it, where it is known.
+        counts: number of zero gradients and of all gradients at the attacks' starts.
+    """
+    zero, total = counts.tolist()
+    gaps = [
+        (accuracies[single], accuracies[strong])
+        for single, fgsm in attacks.items()
+        for strong, pgd in attacks.items()
+        if isinstance(fgsm, FGSM) and isinstance(pgd, PGD) and _same_ball(fgsm, pgd)
+        if single in accuracies and strong in accuracies
+    ]
+    acc_fgsm, acc_pgd = max(gaps, key=lambda pair: pair[1] - pair[0], default=(None, None))
+    samples = max(1, round(total / len(attacks)))
+    return masking_symptom(zero_gradients=zero / max(1.0, total), acc_fgsm=acc_fgsm, acc_pgd=acc_pgd, samples=samples)
+
+
+def _same_ball(one: Attack, other: Attack) -> bool:
+    return (str(one.eps), one.norm) == (str(other.eps), other.norm)
