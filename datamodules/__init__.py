@@ -7,13 +7,19 @@ from pl_robust._lazy import attach
 __all__ = (
     "ImageDataModule",
     "InjectedFeatureDataModule",
+    "LowPassDataModule",
 )
 
 if TYPE_CHECKING:
     from pl_robust.datamodules.image import ImageDataModule
     from pl_robust.datamodules.injected_feature import InjectedFeatureDataModule
+    from pl_robust.datamodules.low_pass import LowPassDataModule
 else:
     __getattr__, __dir__ = attach(
         __name__,
-        {"ImageDataModule": "image", "InjectedFeatureDataModule": "injected_feature"},
+        {
+            "ImageDataModule": "image",
+            "InjectedFeatureDataModule": "injected_feature",
+            "LowPassDataModule": "low_pass",
+        },
     )

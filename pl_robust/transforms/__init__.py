@@ -2,5 +2,6 @@
 
 # Not a lazy face: a function shares its file's name, and importing the file would put the module in its place.
 from pl_robust.transforms.dct_carrier import dct_carrier
+from pl_robust.transforms.dct_low_pass import DCTLowPass, dct_low_pass
 
-__all__ = ("dct_carrier",)
+__all__ = ("DCTLowPass", "dct_carrier", "dct_low_pass")

@@ -3,118 +3,36 @@ from __future__ import annotations
 import copy
 import pickle
 import sys
-from collections import OrderedDict
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import sklearn.datasets  # noqa: F401  # sets environment variables when it is imported: not inside a test
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset, default_collate
+from torch.utils.data import DataLoader, TensorDataset
 
-from pl_robust._lightning import NAMESPACE, LightningDataModule, LightningModule, MisconfigurationException, Trainer
+from pl_robust._lightning import NAMESPACE, LightningDataModule, MisconfigurationException, Trainer
 from pl_robust.datamodules import ImageDataModule, InjectedFeatureDataModule
 from pl_robust.transforms import dct_carrier
+from tests.datamodules.toys import (
+    Base,
+    Recorder,
+    WithClasses,
+    to_dict,
+    to_frozen,
+    to_list,
+    to_namedtuple,
+    to_ordered,
+)
 from tests.toys import quiet_trainer
 
 pytestmark = [
     pytest.mark.lightning,
     pytest.mark.filterwarnings("ignore:You have overridden `on_after_batch_transfer`:UserWarning"),
 ]
-
-
-class Pair(NamedTuple):
-    image: Tensor
-    label: Tensor
-
-
-def _to_list(samples: Any) -> list[Tensor]:
-    return list(default_collate(samples))
-
-
-def _to_namedtuple(samples: Any) -> Pair:
-    return Pair(*default_collate(samples))
-
-
-def _to_dict(samples: Any) -> dict[str, Any]:
-    x, y = default_collate(samples)
-    return {"name": "batch", "image": x, "label": y}
-
-
-def _to_ordered(samples: Any) -> OrderedDict[str, Any]:
-    return OrderedDict(_to_dict(samples))
-
-
-def _to_frozen(samples: Any) -> MappingProxyType[str, Any]:
-    return MappingProxyType(_to_dict(samples))
-
-
-class Base(LightningDataModule):
-    """A user's datamodule: one loader that it keeps, no predict loader, hooks and state of its own."""
-
-    def __init__(self, collate: Callable[[Any], Any] = default_collate, workers: int = 0, labels: int = 4) -> None:
-        super().__init__()
-        self.x = torch.rand(20, 3, 8, 8)
-        self.y = torch.arange(20) % labels
-        self.calls: list[tuple[str, str | None]] = []
-        keep = workers > 0
-        self.loader: Any = DataLoader(
-            TensorDataset(self.x, self.y), 8, collate_fn=collate, num_workers=workers, persistent_workers=keep
-        )
-
-    def prepare_data(self) -> None:
-        self.calls.append(("prepare_data", None))
-
-    def setup(self, stage: str | None = None) -> None:
-        self.calls.append(("setup", stage))
-
-    def teardown(self, stage: str | None = None) -> None:
-        self.calls.append(("teardown", stage))
-
-    def train_dataloader(self) -> Any:
-        return self.loader
-
-    def val_dataloader(self) -> Any:
-        return [self.loader, self.loader]
-
-    def test_dataloader(self) -> Any:
-        return {"a": self.loader, "b": [self.loader]}
-
-
-class WithClasses(Base):
-    num_classes = 4
-
-
-class Recorder(LightningModule):
-    """Keeps what the loops hand it, and has a batch hook of its own."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(()))
-        self.batches: list[Any] = []
-        self.hooked = 0
-
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        self.hooked += 1
-        return batch
-
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        self.batches.append(batch)
-        mean: Tensor = batch[0].mean()
-        return self.scale * mean
-
-    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        pass
-
-    def predict_step(self, batch: Any, batch_idx: int) -> Any:
-        return batch[0]
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), 0.0)
 
 
 def _trainer(**arguments: Any) -> Trainer:
@@ -171,10 +89,10 @@ def test_injecting_twice_on_purpose_adds_up() -> None:
     assert torch.equal(_images(data.train_dataloader()), expected)
 
 
-@pytest.mark.parametrize("collate", [_to_list, _to_namedtuple, _to_dict, _to_ordered, _to_frozen])
+@pytest.mark.parametrize("collate", [to_list, to_namedtuple, to_dict, to_ordered, to_frozen])
 def test_the_batch_keeps_its_type(collate: Callable[[Any], Any]) -> None:
     base = Base(collate)
-    is_sequence = collate in (_to_list, _to_namedtuple)
+    is_sequence = collate in (to_list, to_namedtuple)
     keys: tuple[Any, Any] = (0, 1) if is_sequence else ("image", "label")
     data = InjectedFeatureDataModule(base, 0.1, num_classes=4, input_key=keys[0], label_key=keys[1])
     (first, *_), (plain, *_) = list(data.train_dataloader()), list(base.loader)
@@ -281,7 +199,8 @@ def test_state_of_the_base_is_saved_and_loaded() -> None:
 
 def test_hyperparameters_are_plain() -> None:
     data = InjectedFeatureDataModule(WithClasses(), "8/255", carriers=torch.ones(4, 1, 8, 8))
-    assert dict(data.hparams) == {"beta": "8/255", "num_classes": None, "input_key": 0, "label_key": 1}
+    plain = {"beta": "8/255", "num_classes": None, "input_key": 0, "label_key": 1}
+    assert dict(data.hparams) == {**plain, "mode": "add", "test_sets": ("injected",)}
 
 
 def test_can_be_copied_and_pickled() -> None:
@@ -349,7 +268,15 @@ def test_builds_from_yaml_and_prints_a_configuration_that_builds_the_same(
         ({"beta": float("nan")}, ValueError, "`beta` must be finite"),
         ({"carriers": torch.ones(4, 8, 8)}, ValueError, "got shape"),
         ({"carriers": torch.ones(4, 1, 8, 8), "num_classes": 5}, ValueError, "number of `carriers`, 4, got 5"),
+        ({"carriers": torch.ones(0, 1, 8, 8)}, ValueError, r"got shape \[0, 1, 8, 8\]"),
+        ({"carriers": torch.full((4, 1, 8, 8), torch.inf)}, ValueError, "`carriers` must be finite"),
         ({"num_classes": 0}, ValueError, "`num_classes` must be a positive integer, got 0"),
+        ({"mode": "minus"}, ValueError, "`mode` must be one of add, orthogonal, reverse, got 'minus'"),
+        ({"test_sets": ["clean", "clear"]}, ValueError, r"must be a list of clean, .*, got \['clean', 'clear'\]"),
+        ({"test_sets": ["clean", "clean"]}, ValueError, "each at most once, got"),
+        ({"test_sets": "clean"}, ValueError, "`test_sets` must be a list of .*, got 'clean'"),
+        ({"test_sets": []}, ValueError, "`test_sets` must be a list of"),
+        ({"test_sets": None}, ValueError, "`test_sets` must be a list of .*, got None"),
     ],
 )
 def test_refuses_arguments(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
@@ -369,6 +296,8 @@ def test_refuses_labels_out_of_range(beta: float) -> None:
     base = Base(labels=5)
     with pytest.raises(ValueError, match="labels must be 0 to 3, got 0 to 4; `num_classes`"):
         list(InjectedFeatureDataModule(base, beta, num_classes=4).train_dataloader())
+    with pytest.raises(ValueError, match="labels must be 0 to 3, got 0 to 4; `carriers` must hold one for each class"):
+        list(InjectedFeatureDataModule(base, beta, carriers=torch.ones(4, 1, 8, 8)).train_dataloader())
     base.y -= 1  # an index of -1 would silently take the last carrier
     with pytest.raises(ValueError, match="labels must be 0 to 4, got -1 to 3"):
         list(InjectedFeatureDataModule(base, beta, num_classes=5).train_dataloader())
@@ -399,6 +328,12 @@ def test_refuses_batches(x: Tensor, y: Tensor, error: type[Exception], message: 
     base.loader = DataLoader(TensorDataset(x, y), 4)
     data = InjectedFeatureDataModule(base, 0.1, carriers=torch.ones(4, 1, 8, 8))
     with pytest.raises(error, match=message):
+        list(data.train_dataloader())
+
+
+def test_names_the_way_out_if_there_are_more_classes_than_carriers() -> None:
+    data = InjectedFeatureDataModule(Base(), 0.1, num_classes=1000)
+    with pytest.raises(ValueError, match=r"at most \d+ for images of 8x8, got 1000; .* can be given as `carriers=`"):
         list(data.train_dataloader())
 
 
