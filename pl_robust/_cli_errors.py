@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable
 from importlib import import_module
 
-ROOMS = ("attacks", "models", "modules", "callbacks", "datamodules")
+ROOMS = ("attacks", "transforms", "models", "losses", "modules", "callbacks", "datamodules")
 
 # Keys of a configuration -> the room whose classes fit there.
 _ROOM_OF_KEY = {
@@ -21,6 +21,8 @@ _ROOM_OF_KEY = {
     "strong_attack": "attacks",
     "fallback_attack": "attacks",
     "eval_attacks": "attacks",
+    "regularizer": "losses",
+    "transform": "transforms",
 }
 _TOP = ("ckpt_path", "data", "model", "seed_everything", "trainer")
 _NOISE = re.compile(
@@ -41,6 +43,11 @@ def explain(message: str) -> str:
     """
     if re.search(r"yaml\.\w+Error|while (parsing|scanning) a ", message):
         return " ".join(message.split())  # the parser of YAML says best where it failed
+    if "unexpected keyword argument 'linked_targets'" in message:  # jsonargparse's own fault
+        return (
+            "the command line cannot change arguments of a function that stands as a class_path, such as "
+            "preact_resnet18: write them into the YAML file, or take the class, PreActResNet"
+        )
     keys: list[str] = []
     owner = types = ""
     for line in (line.strip().removeprefix("- ") for line in message.splitlines()):

@@ -7,6 +7,7 @@ from pl_robust._lazy import attach
 __all__ = (
     "Normalize",
     "PreActResNet",
+    "Preprocessed",
     "SmallCNN",
     "preact_resnet18",
 )
@@ -14,6 +15,7 @@ __all__ = (
 if TYPE_CHECKING:
     from pl_robust.models.normalize import Normalize
     from pl_robust.models.preact_resnet import PreActResNet, preact_resnet18
+    from pl_robust.models.preprocessed import Preprocessed
     from pl_robust.models.small_cnn import SmallCNN
 else:
     __getattr__, __dir__ = attach(
@@ -22,6 +24,7 @@ else:
             "Normalize": "normalize",
             "PreActResNet": "preact_resnet",
             "preact_resnet18": "preact_resnet",
+            "Preprocessed": "preprocessed",
             "SmallCNN": "small_cnn",
         },
     )
