@@ -66,20 +66,34 @@ def find_masking(attacks: Mapping[str, Attack], accuracies: Mapping[str, float],
 
     Args:
         attacks: name -> attack.
-        accuracies: name -> accuracy under it, where it is known.
+        accuracies: acc_<name> -> accuracy under it, where it is known.
         counts: number of zero gradients and of all gradients at the attacks' starts.
     """
     zero, total = counts.tolist()
     gaps = [
-        (accuracies[single], accuracies[strong])
+        (accuracies[f"acc_{single}"], accuracies[f"acc_{strong}"])
         for single, fgsm in attacks.items()
         for strong, pgd in attacks.items()
         if isinstance(fgsm, FGSM) and isinstance(pgd, PGD) and _same_ball(fgsm, pgd)
-        if single in accuracies and strong in accuracies
+        if {f"acc_{single}", f"acc_{strong}"} <= set(accuracies)
     ]
     acc_fgsm, acc_pgd = max(gaps, key=lambda pair: pair[1] - pair[0], default=(None, None))
     samples = max(1, round(total / len(attacks)))
     return masking_symptom(zero_gradients=zero / max(1.0, total), acc_fgsm=acc_fgsm, acc_pgd=acc_pgd, samples=samples)
+
+
+def summarize(accuracies: Mapping[str, Mapping[str, float]]) -> str:
+    """Write a table: one row for each dataloader, one column for each accuracy.
+
+    Args:
+        accuracies: name of the dataloader -> name of the metric -> accuracy in [0, 1].
+    """
+    width = max(len(name) for name in accuracies) + 2
+    columns = list(next(iter(accuracies.values())))
+    lines = [" " * width + "".join(f"{column:>{len(column) + 3}}" for column in columns)]
+    for name, row in accuracies.items():
+        lines.append(f"{name:<{width}}" + "".join(f"{row[column]:>{len(column) + 3}.1%}" for column in columns))
+    return "\n".join(lines)
 
 
 def _same_ball(one: Attack, other: Attack) -> bool:

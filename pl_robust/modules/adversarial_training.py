@@ -23,7 +23,7 @@ from pl_robust._lightning import (
 )
 from pl_robust.attacks import PGD, Attack
 from pl_robust.losses import Regularizer
-from pl_robust.modules._evaluation import Evaluation, find_masking, make_accuracy
+from pl_robust.modules._evaluation import Evaluation, find_masking, make_accuracy, summarize
 from pl_robust.modules._net import resolve_net
 
 
@@ -41,9 +41,10 @@ class AdversarialTraining(LightningModule):
 
     Logs train/loss and train/acc_adv; and for each of val and test: loss and acc on clean inputs, acc_adv under the
     training attack, acc_<name> under each of ``eval_attacks``. Dataloaders that come in a dict have its keys behind
-    these names (test/acc/clean). Validation and test run in eval mode, with noise that depends on the batch only, so
-    that two evaluations of one network agree; samples that a DistributedSampler repeats are not counted. Both work with
-    the Trainer's defaults (inference mode on). A network whose gradients are masked draws a warning.
+    these names (test/acc/clean), and test prints a table of them. Validation and test run in eval mode, with noise that
+    depends on the batch only, so that two evaluations of one network agree; samples that a DistributedSampler repeats
+    are not counted. Both work with the Trainer's defaults (inference mode on). A network whose gradients are masked
+    draws a warning.
 
     Args:
         net: the network, images [B, C, H, W] -> logits [B, num_classes]; or a name of ``pl_robust.models``, built for
@@ -211,14 +212,19 @@ class AdversarialTraining(LightningModule):
         evaluations: Any = getattr(self, f"{split}_metrics")
         names = loader_names(self._loaders(split))
         logged = self.trainer.callback_metrics  # the same on every rank already
+        table: dict[str, dict[str, float]] = {}
         for index, name in enumerate(names):
             end = f"/{name}" if name is not None else f"/dataloader_idx_{index}" if len(names) > 1 else ""
-            counts = self.trainer.strategy.reduce(evaluations[index].counts, reduce_op="sum")
-            keys = {key: f"{split}/acc_{key}{end}" for key in self._attacks()}
+            keys = {key: f"{split}/{key}{end}" for key in evaluations[index].metrics if key.startswith("acc")}
             accuracies = {key: float(logged[logged_as]) for key, logged_as in keys.items() if logged_as in logged}
+            counts = self.trainer.strategy.reduce(evaluations[index].counts, reduce_op="sum")
             symptom = find_masking(self._attacks(), accuracies, counts)
             if symptom is not None:
                 rank_zero_warn(f"{split}{end}: {symptom}")
+            if name is not None and accuracies:
+                table[name] = accuracies
+        if split == "test" and table:
+            self.print(summarize(table))  # Lightning's own table cuts the names off
 
     def configure_optimizers(self) -> Any:
         """Build the optimizer and its schedule."""

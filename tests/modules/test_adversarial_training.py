@@ -306,3 +306,16 @@ def test_fgsm_stronger_than_pgd_draws_a_warning() -> None:
     assert "FGSM is stronger than PGD (accuracy 0.0% against 100.0%)" in said
     named = warned_of(Misleading(), {"one": data, "two": data})
     assert [text.split(":")[0] for text in named] == ["test/one", "test/two"]
+
+
+def test_named_test_sets_are_printed_as_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    module = AdversarialTraining(small_net(), FGSM(0.1), num_classes=3)
+    trainer = quiet_trainer()
+    results = trainer.test(module, {"clean": loader(40), "a_longer_name": loader(40, seed=1)}, verbose=False)
+    header, *rows = capsys.readouterr().out.splitlines()
+    assert header.split() == ["acc", "acc_adv", "acc_pgd"]
+    for row, name, metrics in zip(rows, ("clean", "a_longer_name"), results, strict=True):
+        assert row.split() == [name, *(f"{metrics[f'test/{key}/{name}']:.1%}" for key in header.split())]
+    trainer.test(module, loader(40), verbose=False)
+    trainer.validate(module, {"clean": loader(40)}, verbose=False)
+    assert capsys.readouterr().out == ""
