@@ -5,5 +5,6 @@ from pl_robust.attacks.attack import Attack
 from pl_robust.attacks.fgsm import FGSM, fgsm
 from pl_robust.attacks.nfgsm import NFGSM, nfgsm
 from pl_robust.attacks.pgd import PGD, pgd
+from pl_robust.attacks.torch_attacks import TorchAttacks
 
-__all__ = ("FGSM", "NFGSM", "PGD", "Attack", "fgsm", "nfgsm", "pgd")
+__all__ = ("FGSM", "NFGSM", "PGD", "Attack", "TorchAttacks", "fgsm", "nfgsm", "pgd")
