@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from pl_robust._lightning import LightningModule, Trainer, rank_zero_warn
 from pl_robust._probe import probe
@@ -16,6 +15,7 @@ from pl_robust._probe_set import ProbeSet
 from pl_robust.attacks import Attack
 from pl_robust.attacks._target import Normalization, Target, under_attack
 from pl_robust.attacks._threat_model import ThreatModel
+from pl_robust.losses.gradient_alignment import gradient_cosine
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,13 @@ class Measured:
         accuracies: acc, acc_fgsm, acc_pgd, their gap, and grad_align, as the detector logs them.
         samples: size of the probe set.
         chance: accuracy of the best constant answer: the share of the most frequent class, at least 1 / K.
+        zero_gradients: share of the samples whose input gradient is zero at x or near it.
     """
 
     accuracies: dict[str, float]
     samples: int
     chance: float
+    zero_gradients: float
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class Gauge:
             "gap": single / samples - strong / samples,
             "grad_align": cosine / max(defined, 1.0),
         }
-        return Measured(accuracies, int(samples), chance)
+        return Measured(accuracies, int(samples), chance, zero_gradients=1 - defined / samples)
 
     @contextmanager
     def _under_attack(
@@ -117,17 +119,9 @@ class Gauge:
             strong = self.strong_attack(module, x, y, generator=generator)
             with torch.no_grad():
                 correct = [(answer.argmax(1) == y).sum() for answer in (logits, module(single), module(strong))]
-        cosines = (_unit(at_x) * _unit(at_near)).sum(1)
-        defined = (at_x.flatten(1) != 0).any(1) & (at_near.flatten(1) != 0).any(1)
+        cosines, defined = gradient_cosine(at_x, at_near)
         counts = [torch.tensor(len(y), device=x.device), *correct, cosines[defined].sum(), defined.sum()]
         return torch.stack([count.float() for count in counts]), logits.shape[1]
-
-
-def _unit(gradient: Tensor) -> Tensor:
-    """Rows of length 1. Scaled by the largest entry first: the squares of a confident net's gradients underflow."""
-    rows = gradient.flatten(1)
-    largest = rows.abs().amax(1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
-    return F.normalize(rows / largest, dim=1)
 
 
 def _constant_accuracy(trainer: Trainer, labels: list[Tensor], classes: int, device: torch.device) -> float:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from pl_robust.callbacks._observer import time_axis
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -34,8 +36,7 @@ def draw_curves(history: Sequence[Row], detections: Sequence[Row], name: str) ->
     """Draw clean, FGSM and PGD accuracy and gradient alignment over training, with the moments of CO marked."""
     from matplotlib.figure import Figure  # late: only rank zero draws, once
 
-    # By epoch, unless an epoch has several checks.
-    axis = "epoch" if len({row["epoch"] for row in history}) == len(history) else "step"
+    axis = time_axis(history)
     at = [row[axis] for row in history]
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.subplots()

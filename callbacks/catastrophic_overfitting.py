@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from torch import Tensor
 
-from pl_robust._figure import publish_figure
-from pl_robust._lightning import Callback, LightningModule, MisconfigurationException, Trainer, rank_zero_warn
-from pl_robust._number import check_count
-from pl_robust._probe_set import ProbeSet
+from pl_robust._lightning import LightningModule, MisconfigurationException, Trainer, rank_zero_warn
 from pl_robust.attacks import PGD, Attack
-from pl_robust.attacks._target import Normalization, check_choices
-from pl_robust.attacks._threat_model import Norm, Radius, ThreatModel, parse_radius
+from pl_robust.attacks._masking import masking_symptom
+from pl_robust.attacks._target import Normalization
+from pl_robust.attacks._threat_model import Norm, Radius
 from pl_robust.callbacks._co_measure import Gauge
 from pl_robust.callbacks._co_report import draw_curves, summarize
 from pl_robust.callbacks._collapse import has_collapsed
+from pl_robust.callbacks._neighborhood import Neighborhood, given_neighborhood, plain_eps, training_neighborhood
+from pl_robust.callbacks._observer import ProbeObserver
 from pl_robust.callbacks._snapshot import Snapshot, restore_snapshot, take_snapshot
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Action = Literal["warn", "stop", "rollback"]
 
@@ -24,7 +27,7 @@ _HEALTHY = 0.9
 """Share of the best PGD accuracy that a check must show for its weights to be worth going back to."""
 
 
-class CatastrophicOverfittingDetector(Callback):
+class CatastrophicOverfittingDetector(ProbeObserver):
     """Watch a training for catastrophic overfitting (CO; Wong et al. 2020), and act on it.
 
     Drop it into any Trainer whose module's ``forward(x)`` gives logits [B, K] and whose batches hold (x, y). On a fixed
@@ -46,6 +49,9 @@ class CatastrophicOverfittingDetector(Callback):
     ``ModelCheckpoint`` that monitors one of its values needs ``save_on_train_epoch_end=True``, an ``EarlyStopping``
     ``check_on_train_epoch_end=True``; and the first check must come in the first epoch, or they find no value.
 
+    A network that masks its gradients (zero, or FGSM stronger than PGD) draws one warning: none of this is to be
+    trusted then.
+
     With ``action="warn"`` it only looks: weights, buffers, gradients, optimizer and random numbers are bit for bit as
     without it. (Out of its reach is what is neither a buffer nor a generator: a data set that changes in other ways
     when it is read, a Python counter in ``forward``.) All ranks share the work and decide alike; state survives a
@@ -54,7 +60,8 @@ class CatastrophicOverfittingDetector(Callback):
 
     Args:
         eps: radius of the ball in input units, 8/255 for images in [0, 1]; a float, ``"8/255"``, or one number per
-            channel.
+            channel. None means eps, norm, bounds and normalization of the module's training attack, its attribute
+            ``attack``, as it is when fit starts.
         norm: ``"linf"`` or ``"l2"``.
         bounds: lowest and highest valid input value, or None for data that may leave [0, 1].
         normalization: (mean, std) per channel of data that is normalized before it reaches the module.
@@ -79,13 +86,18 @@ class CatastrophicOverfittingDetector(Callback):
 
     Raises:
         ValueError: at construction, for a value that is not allowed.
-        MisconfigurationException: at the start of fit, if module or strategy cannot be watched; at the first check, if
-            there is no validation data.
+        TypeError: at construction, for an argument of another type.
+        MisconfigurationException: at the start of fit, if module or strategy cannot be watched, or there is no
+            validation data.
     """
+
+    _on_bar: ClassVar[tuple[str, ...]] = ("acc_pgd", "detected")
+    _unlogged: ClassVar[tuple[str, ...]] = ("onset",)
+    _gauge: Gauge  # made when fit starts and the training attack is known
 
     def __init__(
         self,
-        eps: Radius,
+        eps: Radius | None = None,
         *,
         norm: Norm = "linf",
         bounds: tuple[float, float] | None = (0.0, 1.0),
@@ -103,65 +115,54 @@ class CatastrophicOverfittingDetector(Callback):
         label_key: str | int = 1,
         prefix: str = "co",
     ) -> None:
-        super().__init__()
-        self.ball = ThreatModel(parse_radius(eps, "eps"), norm, bounds)
-        check_choices(normalization, "train")
-        counts = {"every_n_epochs": every_n_epochs, "every_n_steps": every_n_steps, "max_samples": max_samples}
-        for name, count in counts.items():
-            if count is not None:
-                check_count(count, name)
+        super().__init__(
+            every_n_epochs=every_n_epochs,
+            every_n_steps=every_n_steps,
+            max_samples=max_samples,
+            probe_data=probe_data,
+            input_key=input_key,
+            label_key=label_key,
+            prefix=prefix,
+        )
+        self._given = given_neighborhood(eps, norm, bounds, normalization)
         attacks = {"attack": attack, "strong_attack": strong_attack, "fallback_attack": fallback_attack}
         for name, given in attacks.items():
             if given is not None and not isinstance(given, Attack):
                 raise TypeError(f"`{name}` must be an attack such as PGD(eps=8/255), got {given!r}")
-        if probe_data is not None and not 0 < len(probe_data[0]) == len(probe_data[1]):
-            lengths = [len(part) for part in probe_data]
-            raise ValueError(f"`probe_data` must be (x, y) of one length, at least 1, got lengths {lengths}")
         if action not in get_args(Action):
             raise ValueError(f"`action` must be one of {get_args(Action)}, got {action!r}")
         if fallback_attack is not None and action != "rollback":
             raise ValueError(f"`fallback_attack` is used after a rollback: set action='rollback', got {action!r}")
         if not 0 < max_kept < 1:
             raise ValueError(f"`max_kept` must lie between 0 and 1, a share of the best PGD accuracy, got {max_kept!r}")
-        self.normalization = normalization
+        if strong_attack is None and self._given is not None:
+            strong_attack = _short_pgd(self._given)
         self.attack = attack
-        if strong_attack is None:
-            strong_attack = PGD(eps, norm=norm, bounds=bounds, normalization=normalization)
-        self.strong_attack = strong_attack.for_evaluation()
-        self.every_n_epochs = every_n_epochs
-        self.every_n_steps = every_n_steps
-        self.max_samples = max_samples
-        self.probe_data = probe_data
+        self.strong_attack = None if strong_attack is None else strong_attack.for_evaluation()
         self.action = action
         self.fallback_attack = fallback_attack
         self.max_kept = max_kept
-        self.input_key = input_key
-        self.label_key = label_key
-        self.prefix = prefix
-        self.history: list[dict[str, float]] = []
-        self._logged_as = prefix
         self._collapsed = False
         self._on_fallback = False
         self._snapshot: Snapshot | None = None
-        self._probe_set = ProbeSet(max_samples, input_key, label_key, probe_data)
-        self._gauge = Gauge(self.ball, normalization, attack, self.strong_attack)
+        self._has_warned = False  # of masked gradients, in this run
 
     @property
     def state_key(self) -> str:
-        """Tell detectors apart by what they measure and how they log it."""
-        eps = self.ball.eps.tolist() if isinstance(self.ball.eps, Tensor) else self.ball.eps
+        """Tell detectors apart by what they measure and how they log it; the same before fit, in it and after."""
+        ball = None if self._given is None else self._given.ball
         return self._generate_state_key(
-            eps=eps,
-            norm=self.ball.norm,
+            eps=plain_eps(self._given),
+            norm="linf" if ball is None else ball.norm,
             attack=repr(self.attack),
             strong_attack=repr(self.strong_attack),
             every_n_epochs=self.every_n_epochs,
             every_n_steps=self.every_n_steps,
             max_samples=self.max_samples,
             max_kept=self.max_kept,
-            bounds=self.ball.bounds,
-            normalization=repr(self.normalization),
-            keys=[self._probe_set.keys[0], self._probe_set.keys[1]],
+            bounds=(0.0, 1.0) if ball is None else ball.bounds,
+            normalization=repr(None if self._given is None else self._given.normalization),
+            keys=[self.input_key, self.label_key],
             prefix=self.prefix,
         )
 
@@ -176,29 +177,25 @@ class CatastrophicOverfittingDetector(Callback):
         return [row for row in self.history if row["onset"]]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check that module and strategy can be watched, and find the prefix."""
+        """Check that module and strategy can be watched, and take the training attack's ball if none was given."""
+        super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
-        strategy = type(trainer.strategy).__name__
-        if any(word in strategy for word in ("FSDP", "DeepSpeed", "ModelParallel")):
-            raise MisconfigurationException(
-                f"{type(self).__name__} needs whole parameters on every rank, {strategy} splits them: use 'ddp'"
-            )
-        if self.fallback_attack is not None and not isinstance(getattr(pl_module, "attack", None), Attack):
+        trained_with = getattr(pl_module, "attack", None)
+        if self.fallback_attack is not None and not isinstance(trained_with, Attack):
             raise MisconfigurationException(
                 f"`fallback_attack` replaces the module's attribute `attack`, and {type(pl_module).__name__} has no "
                 "attack there: use AdversarialTraining, or leave `fallback_attack` out to stop after the rollback"
             )
-        # hasattr instead of isinstance: the list may hold callbacks of any origin.
-        same = [other for other in trainer.callbacks if getattr(other, "prefix", None) == self.prefix]  # type: ignore[attr-defined]
-        number = same.index(self) + 1
-        self._logged_as = self.prefix if number == 1 else f"{self.prefix}_{number}"
+        if self._given is None and self._on_fallback and trained_with is self.fallback_attack:
+            return  # the ball stays that of the attack that our own fallback has replaced
+        around = self._given or training_neighborhood(pl_module, type(self).__name__)
+        strong_attack = self.strong_attack or _short_pgd(around).for_evaluation()
+        self._gauge = Gauge(around.ball, around.normalization, self.attack, strong_attack)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget an earlier run; or take up the fallback attack where a resumed run had it."""
-        if trainer.global_step == 0 and trainer.current_epoch == 0:
-            # Another network's best accuracy would make this one's early checks look like a collapse.
-            self.history, self._snapshot, self._on_fallback, self._collapsed = [], None, False, False
+        super().on_train_start(trainer, pl_module)
         if self._on_fallback and self.fallback_attack is None:
             raise MisconfigurationException(
                 "the checkpoint comes from a run that went on with its `fallback_attack`, and this detector has none: "
@@ -206,72 +203,11 @@ class CatastrophicOverfittingDetector(Callback):
             )
         if self._on_fallback:
             _set_attack(pl_module, self.fallback_attack)
-        for other in trainer.callbacks:  # type: ignore[attr-defined]  # the Trainer's connectors set it
-            monitor = getattr(other, "monitor", None)
-            if isinstance(monitor, str) and monitor.startswith(f"{self._logged_as}/") and _looks_early(other, trainer):
-                rank_zero_warn(
-                    f"{type(other).__name__}(monitor={monitor!r}) looks after validation, when this epoch's value "
-                    "is not there yet: give it save_on_train_epoch_end=True (EarlyStopping: check_on_train_epoch_end)"
-                )
-        self._probe_set.read(trainer, pl_module)
-        # What is wrong with the data shall be said before an epoch has been spent.
-        self._gauge.inspect(trainer, pl_module, self._probe_set.mine)
-
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Let the probe set keep the batch, if it needs to."""
-        if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._probe_set.keep(trainer, batch, dataloader_idx)
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let the probe set end its collection."""
-        if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._probe_set.close(trainer)
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Check, if it is time by steps."""
-        step = trainer.global_step
-        if self.every_n_steps is None or step == 0 or step % self.every_n_steps:
-            return
-        if not self.history or self.history[-1]["step"] != step:  # under accumulation a step spans several batches
-            self._check(trainer, pl_module)
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check, if it is time by epochs."""
-        if self.every_n_steps is None and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
-            self._check(trainer, pl_module)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the table, publish the figure."""
-        directory = trainer.log_dir  # every rank asks: Lightning broadcasts it
-        if not trainer.loggers or getattr(trainer, "fast_dev_run", False):
-            directory = None  # a run that logs nowhere leaves no file either
-        if not self.history:
-            rank_zero_warn(
-                f"{type(self).__name__} has made no check: the run ended before the first one was due, or, with "
-                "iterable validation data, before the first validation"
-            )
-        if not trainer.is_global_zero or not self.history:
-            return
-        figure = draw_curves(self.history, self.detections, self._logged_as)
-        path = publish_figure(trainer, f"{self._logged_as}/curves", figure, directory)
-        pl_module.print(summarize(self.history, self.detections, self._logged_as))
-        if path is not None:
-            pl_module.print(f"Curves: {path}")
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs to go on as if nothing had happened."""
         return {
-            "history": list(self.history),
+            **super().state_dict(),
             "collapsed": self._collapsed,
             "on_fallback": self._on_fallback,
             "snapshot": self._snapshot,
@@ -279,53 +215,64 @@ class CatastrophicOverfittingDetector(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the state of a checkpoint."""
-        self.history = [dict(row) for row in state_dict["history"]]
+        super().load_state_dict(state_dict)
         self._collapsed = state_dict["collapsed"]
         self._on_fallback = state_dict["on_fallback"]
         self._snapshot = state_dict["snapshot"]
 
-    def _check(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._probe_set.chunks == 0:
-            return
+    def _forget(self) -> None:
+        # Another network's best accuracy would make this one's early checks look like a collapse.
+        super()._forget()
+        self._has_warned = False
+        self._snapshot, self._on_fallback, self._collapsed = None, False, False
+
+    def _inspect(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._gauge.inspect(trainer, pl_module, self._probe_set.mine)
+
+    def _measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
         measured = self._gauge.measure(trainer, pl_module, self._probe_set)
-        row: dict[str, float] = {"epoch": trainer.current_epoch, "step": trainer.global_step, **measured.accuracies}
-        best = self.best_pgd
+        row = measured.accuracies
+        symptom = masking_symptom(
+            zero_gradients=measured.zero_gradients,
+            # Another single-step attack need not keep to PGD's ball.
+            acc_fgsm=row["acc_fgsm"] if self.attack is None else None,
+            acc_pgd=row["acc_pgd"],
+            samples=measured.samples,
+        )
+        if symptom is not None and not self._has_warned:
+            rank_zero_warn(f"{self._logged_as}, epoch {trainer.current_epoch}: {symptom}")
+            self._has_warned = True
         if self._collapsed:
             # Robustness flickers after a collapse: it is over when what was lost is back.
-            detected = row["acc_pgd"] < _HEALTHY * best
+            detected = row["acc_pgd"] < _HEALTHY * self.best_pgd
         else:
-            best = max(best, row["acc_pgd"])
             detected = has_collapsed(
                 row["acc_fgsm"],
                 row["acc_pgd"],
-                best,
+                max(self.best_pgd, row["acc_pgd"]),
                 chance=measured.chance,
                 samples=measured.samples,
                 max_kept=self.max_kept,
             )
         is_new = detected and not self._collapsed
         self._collapsed = detected
-        row["detected"], row["onset"] = float(detected), float(is_new)
-        self.history.append(row)
-        metrics = {
-            f"{self._logged_as}/{name}": value for name, value in row.items() if name not in ("epoch", "step", "onset")
-        }
-        for name, value in metrics.items():
-            on_bar = name.endswith(("/acc_pgd", "/detected"))
-            by_step = self.every_n_steps is not None
-            pl_module.log(
-                name, value, prog_bar=on_bar, logger=False, sync_dist=True, on_step=by_step, on_epoch=not by_step
-            )
-        # Straight to the loggers: a check between two logging steps must not be lost.
-        for logger in trainer.loggers:
-            # Lightning counts steps from 0 in what it logs.
-            logger.log_metrics({**metrics, "epoch": trainer.current_epoch}, step=max(0, trainer.global_step - 1))
-        if detected:
-            self._act(trainer, pl_module, best, is_new)
-        elif self.action == "rollback" and row["acc_pgd"] >= _HEALTHY * best:
+        return {**row, "detected": float(detected), "onset": float(is_new)}
+
+    def _draw(self) -> Figure:
+        return draw_curves(self.history, self.detections, self._logged_as)
+
+    def _summarize(self) -> str:
+        return summarize(self.history, self.detections, self._logged_as)
+
+    def _check(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super()._check(trainer, pl_module)
+        row = self.history[-1]
+        if row["detected"]:
+            self._act(trainer, pl_module)
+        elif self.action == "rollback" and row["acc_pgd"] >= _HEALTHY * self.best_pgd:
             self._snapshot = take_snapshot(trainer, pl_module)
 
-    def _act(self, trainer: Trainer, pl_module: LightningModule, best: float, is_new: bool) -> None:
+    def _act(self, trainer: Trainer, pl_module: LightningModule) -> None:
         row = self.history[-1]
         done = ""
         if self.action == "stop":
@@ -347,20 +294,17 @@ class CatastrophicOverfittingDetector(Callback):
                 self._on_fallback = True
                 _set_attack(pl_module, self.fallback_attack)
                 done += f" training goes on with {self.fallback_attack!r}."
-        if is_new or done:
+        if row["onset"] or done:
             rank_zero_warn(
                 f"Catastrophic overfitting at epoch {row['epoch']}, step {row['step']}: accuracy under PGD is "
-                f"{row['acc_pgd']:.1%}, it was {best:.1%}; under the single-step attack it is {row['acc_fgsm']:.1%}."
-                f"{done}"
+                f"{row['acc_pgd']:.1%}, it was {self.best_pgd:.1%}; under the single-step attack it is "
+                f"{row['acc_fgsm']:.1%}.{done}"
             )
 
 
-def _looks_early(other: Any, trainer: Trainer) -> bool:
-    """Tell whether a ModelCheckpoint or EarlyStopping looks at the end of validation, not of the training epoch."""
-    if hasattr(other, "_should_save_on_train_epoch_end"):
-        by_step = getattr(other, "_every_n_train_steps", 0) > 0
-        return not by_step and not other._should_save_on_train_epoch_end(trainer)
-    return not getattr(other, "_check_on_train_epoch_end", True)
+def _short_pgd(around: Neighborhood) -> PGD:
+    ball = around.ball
+    return PGD(ball.eps, norm=ball.norm, bounds=ball.bounds, normalization=around.normalization)
 
 
 def _set_attack(module: LightningModule, attack: Attack | None) -> None:

@@ -1,4 +1,4 @@
-"""Forty ways to get it wrong; each gets one line that says what is wrong and what would be right."""
+"""Seventy ways to get it wrong; each gets one line that says what is wrong and what would be right."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ import yaml
 from torch import Tensor, nn
 
 from pl_robust._lightning import MisconfigurationException
-from pl_robust.attacks import FGSM, NFGSM, PGD
-from pl_robust.callbacks import CatastrophicOverfittingDetector
+from pl_robust.attacks import FGSM, NFGSM, PGD, TorchAttacks
+from pl_robust.callbacks import CatastrophicOverfittingDetector, EpsSchedule
 from pl_robust.cli import main
 from pl_robust.datamodules import ImageDataModule, InjectedFeatureDataModule
+from pl_robust.datamodules._injection import Injection
+from pl_robust.losses import TRADES, GradAlign
 from pl_robust.models import Normalize, PreActResNet, SmallCNN
 from pl_robust.modules import AdversarialTraining
-from pl_robust.transforms import dct_carrier
+from pl_robust.transforms import DCTLowPass, dct_carrier, dct_low_pass
 
 pytestmark = pytest.mark.lightning
 
@@ -79,6 +81,30 @@ ATTACKS: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: PGD(0.1, restarts=2, loss=nn.CrossEntropyLoss())(NET, X, Y),
         r"`loss` must give one value per sample \[B\] \(reduction='none'\)",
     ),
+    "targets without a loss": (
+        lambda: FGSM(0.1)(NET, X, Y, targets=X),
+        r"`targets` must come with a `loss`.*loss=None",
+    ),
+    "no attack of torchattacks": (
+        lambda: TorchAttacks("autoatack", 0.1),
+        r"got 'autoatack': did you mean AutoAttack\?",
+    ),
+    "argument torchattacks has not": (
+        lambda: TorchAttacks("PGD", 0.1, arguments={"step_size": 0.1}),
+        r"may hold \['alpha', 'steps', 'random_start'\], got 'step_size'",
+    ),
+    "torchattacks in another norm": (
+        lambda: TorchAttacks("PGD", 0.1, norm="l2"),
+        r"works in norm='linf' only, got norm='l2': AutoAttack, APGD",
+    ),
+    "torchattacks without a box": (
+        lambda: TorchAttacks("PGD", 0.1, bounds=None),
+        r"`bounds` must be \(low, high\).*got None: give the box that holds your data, \(-beta, 1 \+ beta\)",
+    ),
+    "AutoAttack of three classes": (
+        lambda: TorchAttacks("AutoAttack", 0.1)(NET, X, Y),
+        r"needs a model of at least 4 classes, got 3",
+    ),
     "batch_norm of a function": (
         lambda: FGSM(0.1, batch_norm="eval")(lambda x: NET(x), X, Y),
         r"needs .* an nn.Module",
@@ -103,6 +129,41 @@ OTHERS: dict[str, tuple[Callable[[], Any], str]] = {
     "one class": (
         lambda: AdversarialTraining(NET, FGSM(0.1), num_classes=1),
         r"`num_classes` must be at least 2, got 1",
+    ),
+    "no regularizer": (
+        lambda: AdversarialTraining(NET, FGSM(0.1), regularizer="gradalign"),  # type: ignore[arg-type]
+        r"`regularizer` must be a regularizer such as GradAlign\(\), or None, got 'gradalign'",
+    ),
+    "peak outside the run": (
+        lambda: AdversarialTraining(NET, FGSM(0.1), lr_peak=1.0),
+        r"`lr_peak` must lie between 0 and 1, a share of the run, got 1.0",
+    ),
+    "regularizer without a start gradient": (
+        lambda: GradAlign(0.1)(NET, TorchAttacks("FGSM", 0.1), X, Y),
+        r"TorchAttacks gives none: take FGSM, NFGSM or PGD",
+    ),
+    "weight that was not published": (
+        lambda: GradAlign()(NET, FGSM(0.25), X, Y),
+        r"for eps from 0 to 16/255, got 0.25: give a `weight`",
+    ),
+    "TRADES from x": (lambda: TRADES()(NET, FGSM(0.1), X, Y), r"its attack needs random_start=True, got FGSM"),
+    "schedule in disorder": (lambda: EpsSchedule([(5, 1), (0, 0)]), r"`points` must be .* pairs with rising times"),
+    "unknown mode of injection": (
+        lambda: InjectedFeatureDataModule(ImageDataModule("digits"), 0.1, mode="minus"),  # type: ignore[arg-type]
+        r"`mode` must be one of add, orthogonal, reverse, got 'minus'",
+    ),
+    "test set twice": (
+        lambda: InjectedFeatureDataModule(ImageDataModule("digits"), 0.1, test_sets=["clean", "clean"]),
+        r"`test_sets` must be a list of clean, .*, each at most once, got \['clean', 'clean'\]",
+    ),
+    "more classes than carriers": (
+        lambda: Injection(0.1, 3, None, "add", "injected", 0, 1)((X, Y + 1)),
+        r"labels must be 0 to 2, got 1 to 3; `num_classes` sets how many classes get a carrier",
+    ),
+    "no bandwidth": (lambda: DCTLowPass(0), r"`bandwidth` must be at least 1, got 0"),
+    "bandwidth of a larger image": (
+        lambda: dct_low_pass(X, 16),
+        r"`bandwidth` must be at most the size of the images, 2x2, got 16; one as large as the size keeps every",
     ),
     "unknown action": (lambda: CatastrophicOverfittingDetector(0.1, action="cry"), r"`action` must be one of"),  # type: ignore[arg-type]
     "fallback without rollback": (
@@ -177,6 +238,10 @@ CONFIGURATIONS: dict[str, tuple[list[str], str]] = {
     "type": (["--data.batch_size=many"], "data.batch_size: expected int, got 'many'"),
     "fraction": (["--model.attack.eps=8:255"], "`eps` must be a number or a fraction such as '8/255', got '8:255'"),
     "name of the net": (["--model.net=resnet99"], "got 'resnet99'"),
+    "class of the regularizer": (
+        ["--model.regularizer=GradAlig"],
+        "no class 'GradAlig'; did you mean 'GradAlign'? There are: GradAlign, TRADES",
+    ),
     "command": ([], "invalid choice: 'fitt'"),
 }
 
@@ -196,5 +261,5 @@ def test_a_typo_in_a_configuration_is_named_in_one_line(
     assert "\n" not in said
 
 
-def test_there_are_forty() -> None:
-    assert len(ATTACKS) + len(OTHERS) + len(CONFIGURATIONS) >= 40
+def test_there_are_seventy() -> None:
+    assert len(ATTACKS) + len(OTHERS) + len(CONFIGURATIONS) >= 70

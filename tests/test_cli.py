@@ -95,3 +95,15 @@ def test_a_net_may_be_a_function_of_any_package(tmp_path: Path) -> None:
     net = {"class_path": "pl_robust.models.preact_resnet18", "init_args": {"width": 4, "in_channels": 1}}
     cli = run(["fit", "--config", config(tmp_path, net=net), *QUIET, "--trainer.fast_dev_run=1"])
     assert type(cli.model.net).__name__ == "PreActResNet"
+
+
+def test_arguments_of_a_function_belong_into_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The parser can change those of a class only, and dies of a function's without saying why."""
+    net = {"class_path": "pl_robust.models.preact_resnet18", "init_args": {"in_channels": 1}}
+    with pytest.raises(SystemExit, match="2"):
+        main(["fit", "--config", config(tmp_path, net=net), "--model.net.width=4", "--trainer.fast_dev_run=1"])
+    assert "cannot change arguments of a function that stands as a class_path" in capsys.readouterr().err
+    net = {"class_path": "PreActResNet", "init_args": {"in_channels": 1}}
+    fast = [*QUIET, "--trainer.fast_dev_run=1"]
+    cli = run(["fit", "--config", config(tmp_path, net=net), "--model.net.width=4", *fast])
+    assert cli.model.net.linear.in_features == 32

@@ -2,7 +2,18 @@
 
 # Not a lazy face: a function shares its file's name, and importing the file would put the module in its place.
 from pl_robust.losses.gradient_alignment import GradAlign, gradient_alignment, published_weight
+from pl_robust.losses.input_curvature import input_hessian_eigenvalues
+from pl_robust.losses.local_linearity import local_linearity_error
 from pl_robust.losses.regularizer import Regularizer
 from pl_robust.losses.trades import TRADES, trades_loss
 
-__all__ = ("TRADES", "GradAlign", "Regularizer", "gradient_alignment", "published_weight", "trades_loss")
+__all__ = (
+    "TRADES",
+    "GradAlign",
+    "Regularizer",
+    "gradient_alignment",
+    "input_hessian_eigenvalues",
+    "local_linearity_error",
+    "published_weight",
+    "trades_loss",
+)

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from pl_robust.attacks import Attack
 from pl_robust.attacks._target import BatchNormMode, Loss, Model, Normalization, check_choices, under_attack
 from pl_robust.attacks._threat_model import Norm, Radius, ThreatModel, parse_radius
+from pl_robust.losses._double_backward import twice_differentiable
 from pl_robust.losses.regularizer import Regularizer
 
 _LARGEST_PUBLISHED = 16 / 255
@@ -74,7 +75,8 @@ def gradient_alignment(
         if start_gradient is None:
             start_gradient, _, _ = target.gradient(target.x)
         near = target.x + ball.random(target.x, generator=generator)
-        gradient, _, _ = target.gradient(near, create_graph=True)
+        with twice_differentiable():
+            gradient, _, _ = target.gradient(near, create_graph=True)
     # Below this the derivative of a direction, 1 / norm, overflows.
     floor = torch.finfo(gradient.dtype).tiny ** 0.5
     has_norm = gradient.detach().abs().flatten(1).amax(1) > floor

@@ -566,3 +566,23 @@ def test_nothing_is_left_behind_after_an_exception() -> None:
         train(CatastrophicOverfittingDetector(eps=0.1), module=module)
     assert [part.training for part in module.modules()] == [True, True, True, True, True, False, True, True]
     assert torch.is_grad_enabled()
+
+
+class Saturated(PlainModule):
+    """Logits so large that the softmax is 0 or 1 in float32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 1e4 * super().forward(x)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return 1e-9 * super().training_step(batch, batch_idx)
+
+
+def test_masked_gradients_draw_one_warning() -> None:
+    detector = CatastrophicOverfittingDetector(0.1)
+    with pytest.warns(
+        UserWarning, match=r"co, epoch 0: Masked gradients: \d+% of the input gradients are .* zero"
+    ) as said:
+        train(detector, module=Saturated())
+    assert sum("Masked gradients" in str(warning.message) for warning in said) == 1
+    assert len(detector.history) == 2

@@ -199,3 +199,25 @@ def test_a_start_gradient_must_fit() -> None:
     x, y = batch()
     with pytest.raises(ValueError, match=r"`start_gradient` must have the shape of `x`.*got \[2, 2\]"):
         gradient_alignment(smooth_net(), x, y, eps=0.1, start_gradient=torch.zeros(2, 2))
+
+
+def test_attention_is_aligned_too() -> None:
+    """The fused kernels of scaled_dot_product_attention have no second derivative."""
+
+    class Attending(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.project = nn.Linear(4, 24)
+            self.head = nn.Linear(64, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            query, key, value = self.project(x.reshape(len(x), 1, 8, 4)).chunk(3, dim=-1)
+            attended = F.scaled_dot_product_attention(query, key, value)
+            logits: Tensor = self.head(attended.flatten(1))
+            return logits
+
+    torch.manual_seed(0)
+    net, (x, y) = Attending(), batch(torch.float32)
+    loss, _ = GradAlign(1.0)(net, FGSM(0.1), x, y)
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in net.parameters())
