@@ -71,7 +71,7 @@ def test_the_quickstart_shows_catastrophic_overfitting() -> None:
     check_collapse(0)
 
 
-@pytest.mark.parametrize("name", ["quickstart", "quickstart_rollback", *CONTROLS])
+@pytest.mark.parametrize("name", ["quickstart", "quickstart_rollback", "quickstart_gradalign", *CONTROLS])
 def test_every_config_runs(name: str) -> None:
     run(
         [
@@ -109,6 +109,16 @@ def test_the_controls_stay_robust_and_silent(name: str, seed: int) -> None:
     assert test["test/acc_pgd"] >= 0.35
     assert pgd20[-1] >= 0.35
     assert detector.detections == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_gradalign_prevents_it(seed: int) -> None:
+    detector, pgd20, test, _ = outcome("quickstart_gradalign", seed)
+    assert detector.detections == []
+    assert test["test/acc_pgd"] >= 0.2
+    assert pgd20[-1] >= 0.7 * max(pgd20)
+    assert min(row["grad_align"] for row in detector.history) >= 0.7
 
 
 @pytest.mark.slow
