@@ -13,6 +13,7 @@ from pl_robust._lightning import LightningModule, Trainer, rank_zero_warn
 from pl_robust._probe import probe
 from pl_robust._probe_set import ProbeSet
 from pl_robust.attacks import Attack
+from pl_robust.attacks._masking import beats_fgsm
 from pl_robust.attacks._target import Normalization, Target, under_attack
 from pl_robust.attacks._threat_model import ThreatModel
 from pl_robust.losses.gradient_alignment import gradient_cosine
@@ -50,6 +51,11 @@ class Gauge:
     normalization: Normalization | None
     attack: Attack | None
     strong_attack: Attack
+
+    @property
+    def compares_like_with_like(self) -> bool:
+        """Whether the strong attack must beat the single-step one on every network with honest gradients."""
+        return self.attack is None and beats_fgsm(self.strong_attack, self.ball, self.normalization)
 
     def inspect(self, trainer: Trainer, module: LightningModule, chunks: Sequence[tuple[int, Tensor, Tensor]]) -> None:
         """Run the module once on the samples and check their values, so that what is wrong is said early.

@@ -234,8 +234,7 @@ class CatastrophicOverfittingDetector(ProbeObserver):
         row = measured.accuracies
         symptom = masking_symptom(
             zero_gradients=measured.zero_gradients,
-            # Another single-step attack need not keep to PGD's ball.
-            acc_fgsm=row["acc_fgsm"] if self.attack is None else None,
+            acc_fgsm=row["acc_fgsm"] if self._gauge.compares_like_with_like else None,
             acc_pgd=row["acc_pgd"],
             samples=measured.samples,
         )

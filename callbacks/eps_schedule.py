@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from pl_robust._lightning import Callback, LightningModule, MisconfigurationException, Trainer
+from pl_robust._number import parse_number
 from pl_robust.attacks import Attack
 
 
@@ -18,8 +19,9 @@ class EpsSchedule(Callback):
     """Multiply the training attack's eps by a piecewise linear function of training time.
 
     The module must hold its training attack as ``attack``, as ``AdversarialTraining`` does. A step size that was set is
-    multiplied as well, so that the attack keeps its shape. Only training steps see the scheduled eps: validation, test,
-    checks of other callbacks and checkpoints always find the attack at its full eps.
+    multiplied as well, so that the attack keeps its shape. Only training batches see the scheduled eps, from their
+    start to their end: validation, test, checkpoints and the other callbacks' checks at a batch's end, for which this
+    one moves itself to the front, find the attack at its full eps.
 
     The factor depends on nothing but the time, so that a resumed run goes on where it was. Logs ``train/eps``, in input
     units, at every step (of an eps per channel, the largest).
@@ -39,14 +41,19 @@ class EpsSchedule(Callback):
 
     def __init__(self, points: Sequence[tuple[float, float]], unit: Literal["epoch", "step"] = "epoch") -> None:
         super().__init__()
-        points = [(float(time), float(factor)) for time, factor in points]
-        if not points or any(time >= later for (time, _), (later, _) in pairwise(points)):
+        try:
+            pairs = [(parse_number(time, "time"), parse_number(factor, "factor")) for time, factor in points]
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"`points` must be (time, factor) pairs of numbers, such as [(0, 0), (5, 1)], got {points!r}"
+            ) from None
+        if not pairs or any(time >= later for (time, _), (later, _) in pairwise(pairs)):
             raise ValueError(f"`points` must be (time, factor) pairs with rising times, at least one, got {points!r}")
-        if not all(math.isfinite(time) and 0 <= factor < math.inf for time, factor in points):
+        if not all(math.isfinite(time) and 0 <= factor < math.inf for time, factor in pairs):
             raise ValueError(f"`points` must have finite times, and finite factors of at least 0, got {points!r}")
         if unit not in ("epoch", "step"):
             raise ValueError(f"`unit` must be 'epoch' or 'step', got {unit!r}")
-        self.points = points
+        self.points = pairs
         self.unit = unit
         self._full: Attack | None = None  # during a batch only
         self._scaled: Attack | None = None
@@ -71,9 +78,12 @@ class EpsSchedule(Callback):
                 "there must be one EpsSchedule in a Trainer, got more: put their points into one"
             )
         attack.scaled(max(factor for _, factor in self.points))
+        others = [other for other in trainer.callbacks if other is not self]  # type: ignore[attr-defined]
+        trainer.callbacks = [self, *others]  # type: ignore[attr-defined]  # the Trainer's connectors set it
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Put the scheduled attack in place."""
+        self._put_back(pl_module)  # a batch that was skipped has had no end
         attack: Any = pl_module.attack  # asked for anew: a detector's rollback may have put another one there
         factor = self.factor(self._time(trainer, batch_idx))
         self._full, self._scaled = attack, attack.scaled(factor)
@@ -86,6 +96,14 @@ class EpsSchedule(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Put the full attack back."""
+        self._put_back(pl_module)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the full attack back, if the last batch was skipped."""
+        self._put_back(pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the full attack back, if the last batch was skipped."""
         self._put_back(pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

@@ -68,6 +68,9 @@ def main(args: Sequence[str] | None = None) -> None:
     except (ValueError, OSError, ImportError, SweepError) as error:
         print(f"co_sweep: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except (KeyboardInterrupt, SystemExit):  # Lightning makes the latter of the former
+        print("co_sweep: interrupted; the same command goes on with the runs that are missing", file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 def _parse(args: Sequence[str]) -> argparse.Namespace:
@@ -227,6 +230,8 @@ def run_cell(config: Mapping[str, Any], cell: Mapping[str, Any]) -> dict[str, fl
         path = Path(folder) / "run.yaml"
         path.write_text(yaml.safe_dump(filled), "utf-8")
         cli = run(["fit", "--config", str(path)])
+        if cli.trainer.interrupted:  # Lightning 1 returns as if the run were over
+            raise KeyboardInterrupt
         tested = cli.trainer.test(cli.model, cli.datamodule, verbose=False)
     measured = {name: value for part in tested for name, value in part.items()}
     result = {name: _pick(measured, f"test/{name}") for name in ("acc", "acc_adv", "acc_pgd")}

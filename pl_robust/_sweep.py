@@ -144,6 +144,9 @@ def _read_finished(folder: Path, experiment: dict[str, Any]) -> dict[str, dict[s
             raise ValueError(f"{path} is damaged ({error}): delete it, and its cell runs again") from None
         if not isinstance(saved, dict) or saved.keys() != {"experiment", "cell", "result"}:
             raise ValueError(f"{path} is not the result of a sweep's cell: move it away, or take another folder")
+        result = saved["result"]
+        if not result or not isinstance(result, dict) or not all(isinstance(n, int | float) for n in result.values()):
+            raise ValueError(f"{path} is damaged (its result is {result!r}): delete it, and its cell runs again")
         if saved["experiment"] != experiment:
             difference = _difference(saved["experiment"], experiment, "")
             raise ValueError(

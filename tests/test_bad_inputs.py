@@ -143,10 +143,17 @@ OTHERS: dict[str, tuple[Callable[[], Any], str]] = {
         r"TorchAttacks gives none: take FGSM, NFGSM or PGD",
     ),
     "weight that was not published": (
-        lambda: GradAlign()(NET, FGSM(0.25), X, Y),
+        lambda: AdversarialTraining(NET, FGSM(0.25), regularizer=GradAlign()),
         r"for eps from 0 to 16/255, got 0.25: give a `weight`",
     ),
-    "TRADES from x": (lambda: TRADES()(NET, FGSM(0.1), X, Y), r"its attack needs random_start=True, got FGSM"),
+    "weight in words": (
+        lambda: GradAlign("much"),  # type: ignore[arg-type]
+        r"`weight` must be a number or a fraction such as '8/255', got 'much'",
+    ),
+    "TRADES from x": (
+        lambda: AdversarialTraining(NET, FGSM(0.1), regularizer=TRADES()),
+        r"its attack needs random_start=True, got FGSM",
+    ),
     "schedule in disorder": (lambda: EpsSchedule([(5, 1), (0, 0)]), r"`points` must be .* pairs with rising times"),
     "unknown mode of injection": (
         lambda: InjectedFeatureDataModule(ImageDataModule("digits"), 0.1, mode="minus"),  # type: ignore[arg-type]

@@ -142,7 +142,14 @@ def test_results_of_another_experiment_are_refused(tmp_path: Path) -> None:
         run_cells(never, xs(1), tmp_path, experiment=more)
 
 
-@pytest.mark.parametrize(("text", "said"), [('{"cell": {"x"', "damaged .* delete it"), ("[1, 2]", "is not the result")])
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"cell": {"x"', "damaged .* delete it"),
+        ("[1, 2]", "is not the result"),
+        ('{"experiment": {}, "cell": {}, "result": {}}', "damaged .its result is"),
+    ],
+)
 def test_files_that_are_no_results_are_refused(text: str, said: str, tmp_path: Path) -> None:
     (tmp_path / "x=0.json").write_text(text)
     with pytest.raises(ValueError, match=f"x=0.json.*{said}"):

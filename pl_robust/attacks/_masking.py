@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
+from pl_robust.attacks._target import Normalization
+from pl_robust.attacks._threat_model import ThreatModel
+from pl_robust.attacks.attack import Attack
+from pl_robust.attacks.pgd import PGD
+
 _MANY = 0.05
 """Share of zero input gradients that no healthy network shows."""
 
 _CLEARLY = 0.02
 """By so much accuracy under PGD must exceed that under FGSM, and by 10 samples: PGD, too, misses a few."""
+
+
+def beats_fgsm(attack: Attack, ball: ThreatModel, normalization: Normalization | None) -> bool:
+    """Tell whether an attack is a PGD that FGSM in a ball can beat only on a network whose gradients mislead.
+
+    It must search the same ball, with steps that can cross it from one end to the other.
+    """
+    if not isinstance(attack, PGD):
+        return False
+    is_same = (str(attack.ball), str(attack.normalization)) == (str(ball), str(normalization))
+    step = 2.5 * attack.eps / attack.steps if attack.step_size is None else attack.step_size
+    reach = attack.steps * step - (2 if attack.random_start else 1) * attack.eps
+    return is_same and bool((reach >= 0).all() if isinstance(reach, Tensor) else reach >= 0)
 
 
 def masking_symptom(

@@ -110,12 +110,14 @@ class Attack(ABC):
 
         Returns:
             Perturbed inputs as in a call; and the gradient of each sample's loss in input units, float32 or float64 in
-            the shape of ``x``, detached, or None from an attack that takes none through autograd here.
+            the shape of ``x``, detached, or None from an attack that takes none here, or has a ``__call__`` of its own.
 
         Raises:
             TypeError: as in a call.
             ValueError: as in a call.
         """
+        if type(self).__call__ is not Attack.__call__:  # a subclass that goes its own way
+            return self(model, x, y, generator=generator), None
         with self._aim(model, x, y, None, None) as target:
             return target.to_input(self._perturb(target, generator)), target.start_gradient
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pl_robust._number import parse_number
 from pl_robust.attacks import Attack
 from pl_robust.attacks._target import BatchNormMode, Loss, Model, Normalization, check_choices, under_attack
 from pl_robust.attacks._threat_model import Norm, Radius, ThreatModel, parse_radius
@@ -130,21 +131,26 @@ class GradAlign(Regularizer):
 
     The gradient at the attack's start (at x for FGSM, at x + noise for RS-FGSM and N-FGSM) comes from the attack; the
     second one, at a random point of the ball, uses the attack's eps, norm, normalization, loss and batch-norm mode. A
-    training step then costs about twice that of FGSM alone.
+    training step costs about three times that of FGSM alone.
 
     Args:
         weight: factor of the regularization; None means ``published_weight`` at the attack's eps.
 
     Raises:
-        ValueError: if ``weight`` is negative or not finite; at the first batch, if it is None and the attack's ball is
-            none for which a weight was published.
-        TypeError: at the first batch, if the attack gives no gradient at its start.
+        ValueError: if ``weight`` is negative or not finite; with an attack, if it is None and the attack's ball is none
+            for which a weight was published.
+        TypeError: if ``weight`` is no number; at the first batch, if the attack gives no gradient at its start.
     """
 
     def __init__(self, weight: float | None = None) -> None:
-        if weight is not None and not 0 <= weight < math.inf:
+        self.weight = None if weight is None else parse_number(weight, "weight")
+        if self.weight is not None and not 0 <= self.weight < math.inf:
             raise ValueError(f"`weight` must be finite and at least 0, or None for the published one, got {weight!r}")
-        self.weight = weight
+
+    def check(self, attack: Attack) -> None:
+        """Refuse a ball for which no weight was published, if that is the one to take."""
+        if self.weight is None:
+            self._published(attack)
 
     def __call__(self, net: nn.Module, attack: Attack, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Compute cross-entropy and regularization. See ``Regularizer``."""

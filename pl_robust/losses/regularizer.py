@@ -31,5 +31,12 @@ class Regularizer(ABC):
             adversarial examples.
         """
 
+    def check(self, attack: Attack) -> None:  # noqa: B027  # most have nothing to ask
+        """Refuse an attack that this cannot work with, as soon as it is known.
+
+        Raises:
+            ValueError: saying what the attack should be like.
+        """
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"

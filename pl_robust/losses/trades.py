@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pl_robust._number import parse_number
 from pl_robust.attacks import Attack
 from pl_robust.attacks._target import batch_norm_mode
 from pl_robust.losses.regularizer import Regularizer
@@ -56,21 +57,26 @@ class TRADES(Regularizer):
         beta: weight of the divergence; the paper's 1 / lambda, 6 in its CIFAR-10 table.
 
     Raises:
-        ValueError: if ``beta`` is negative or not finite; at the first batch, if the attack starts at x.
+        TypeError: if ``beta`` is no number.
+        ValueError: if ``beta`` is negative or not finite; with an attack, if it starts at x.
     """
 
     def __init__(self, beta: float = 6.0) -> None:
-        if not 0 <= beta < math.inf:
+        self.beta = parse_number(beta, "beta")
+        if not 0 <= self.beta < math.inf:
             raise ValueError(f"`beta` must be finite and at least 0, got {beta!r}")
-        self.beta = beta
+
+    def check(self, attack: Attack) -> None:
+        """Refuse an attack that starts at x."""
+        if getattr(attack, "random_start", True) is False:
+            raise ValueError(
+                "TRADES maximizes a divergence whose gradient at x is zero: its attack needs random_start=True, "
+                f"got {attack!r}"
+            )
 
     def __call__(self, net: nn.Module, attack: Attack, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Compute cross-entropy and divergence. See ``Regularizer``."""
-        if getattr(attack, "random_start", True) is False:
-            raise ValueError(
-                f"TRADES maximizes a divergence whose gradient at x is zero: its attack needs random_start=True, "
-                f"got {attack!r}"
-            )
+        self.check(attack)
         logits = net(x)
         log_reference = _log_softmax(logits.detach())
         if attack.batch_norm != "train":

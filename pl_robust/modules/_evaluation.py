@@ -10,8 +10,8 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from pl_robust.attacks import FGSM, PGD, Attack
-from pl_robust.attacks._masking import masking_symptom
+from pl_robust.attacks import FGSM, Attack
+from pl_robust.attacks._masking import beats_fgsm, masking_symptom
 
 
 def make_accuracy(num_classes: int) -> MulticlassAccuracy:
@@ -27,12 +27,14 @@ class Evaluation(nn.Module):
         attacks: the names of the attacks.
 
     Attributes:
+        attacks: their names.
         metrics: the torchmetrics by name, to be logged.
         counts: zero gradients and all gradients at the attacks' starts, [2], of this rank.
     """
 
     def __init__(self, num_classes: int, attacks: list[str]) -> None:
         super().__init__()
+        self.attacks = attacks
         accuracies = {f"acc{suffix}": make_accuracy(num_classes) for suffix in ("", *(f"_{name}" for name in attacks))}
         self.metrics = MetricCollection({"loss": MeanMetric(), **accuracies}, compute_groups=False)
         self.counts: Tensor
@@ -74,7 +76,7 @@ def find_masking(attacks: Mapping[str, Attack], accuracies: Mapping[str, float],
         (accuracies[f"acc_{single}"], accuracies[f"acc_{strong}"])
         for single, fgsm in attacks.items()
         for strong, pgd in attacks.items()
-        if isinstance(fgsm, FGSM) and isinstance(pgd, PGD) and _same_ball(fgsm, pgd)
+        if isinstance(fgsm, FGSM) and beats_fgsm(pgd, fgsm.ball, fgsm.normalization)
         if {f"acc_{single}", f"acc_{strong}"} <= set(accuracies)
     ]
     acc_fgsm, acc_pgd = max(gaps, key=lambda pair: pair[1] - pair[0], default=(None, None))
@@ -94,7 +96,3 @@ def summarize(accuracies: Mapping[str, Mapping[str, float]]) -> str:
     for name, row in accuracies.items():
         lines.append(f"{name:<{width}}" + "".join(f"{row[column]:>{len(column) + 3}.1%}" for column in columns))
     return "\n".join(lines)
-
-
-def _same_ball(one: Attack, other: Attack) -> bool:
-    return (str(one.eps), one.norm) == (str(other.eps), other.norm)

@@ -21,6 +21,7 @@ from pl_robust._lightning import (
     rank_zero_warn,
     unsavable,
 )
+from pl_robust._number import parse_number
 from pl_robust.attacks import PGD, Attack
 from pl_robust.losses import Regularizer
 from pl_robust.modules._evaluation import Evaluation, find_masking, make_accuracy, summarize
@@ -40,7 +41,7 @@ class AdversarialTraining(LightningModule):
     are those of the catastrophic-overfitting papers: SGD, learning rate 0 -> 0.2 -> 0 per step, cross-entropy.
 
     Logs train/loss and train/acc_adv; and for each of val and test: loss and acc on clean inputs, acc_adv under the
-    training attack, acc_<name> under each of ``eval_attacks``. Dataloaders that come in a dict have its keys behind
+    training attack, acc_<name> under each of ``eval_attacks``. Dataloaders in a dict (Lightning 2) have its keys behind
     these names (test/acc/clean), and test prints a table of them. Validation and test run in eval mode, with noise that
     depends on the batch only, so that two evaluations of one network agree; samples that a DistributedSampler repeats
     are not counted. Both work with the Trainer's defaults (inference mode on). A network whose gradients are masked
@@ -99,12 +100,14 @@ class AdversarialTraining(LightningModule):
             raise TypeError(f"`attack` must be an attack such as FGSM(eps=8/255), got {attack!r}")
         if regularizer is not None and not isinstance(regularizer, Regularizer):
             raise TypeError(f"`regularizer` must be a regularizer such as GradAlign(), or None, got {regularizer!r}")
+        if regularizer is not None:
+            regularizer.check(attack)
         if not callable(lr_scheduler) and lr_scheduler not in ("triangular", "constant"):
             raise ValueError(
                 f"`lr_scheduler` must be 'triangular', 'constant' or a callable optimizer -> scheduler, "
                 f"got {lr_scheduler!r}"
             )
-        if not 0 < lr_peak < 1:
+        if not 0 < parse_number(lr_peak, "lr_peak") < 1:
             raise ValueError(f"`lr_peak` must lie between 0 and 1, a share of the run, got {lr_peak!r}")
         if not callable(optimizer):
             raise TypeError(f"`optimizer` must be a callable parameters -> optimizer, got {optimizer!r}")
@@ -118,7 +121,7 @@ class AdversarialTraining(LightningModule):
         self.num_classes = num_classes
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
-        self.lr_peak = lr_peak
+        self.lr_peak = parse_number(lr_peak, "lr_peak")
         self.lr_scheduler_interval = lr_scheduler_interval
         self.input_key = input_key
         self.label_key = label_key
@@ -127,6 +130,7 @@ class AdversarialTraining(LightningModule):
         # One for each dataloader of a split, made when the split starts and its dataloaders are known.
         self.val_metrics = nn.ModuleList()
         self.test_metrics = nn.ModuleList()
+        self._has_warned = False  # of masked gradients, in this fit
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute the logits [B, num_classes] of images [B, C, H, W]."""
@@ -145,6 +149,10 @@ class AdversarialTraining(LightningModule):
         self.log("train/loss", loss, prog_bar=True, batch_size=len(y))
         self.log("train/acc_adv", self.train_accuracy, on_step=False, on_epoch=True, batch_size=len(y))
         return loss
+
+    def on_fit_start(self) -> None:
+        """Start a new run."""
+        self._has_warned = False
 
     def on_validation_start(self) -> None:
         """Make the metrics of each validation dataloader."""
@@ -183,8 +191,12 @@ class AdversarialTraining(LightningModule):
 
     def _start_evaluation(self, split: str) -> None:
         evaluations: Any = getattr(self, f"{split}_metrics")
+        attacks = list(self._attacks())
+        if any(evaluation.attacks != attacks for evaluation in evaluations):  # `eval_attacks` has been changed
+            evaluations = nn.ModuleList()
+            setattr(self, f"{split}_metrics", evaluations)
         while len(evaluations) < len(flatten_loaders(self._loaders(split))):
-            evaluations.append(Evaluation(self.num_classes, list(self._attacks())).to(self.device))
+            evaluations.append(Evaluation(self.num_classes, attacks).to(self.device))
         for evaluation in evaluations:
             evaluation.counts.zero_()
 
@@ -213,16 +225,19 @@ class AdversarialTraining(LightningModule):
         names = loader_names(self._loaders(split))
         logged = self.trainer.callback_metrics  # the same on every rank already
         table: dict[str, dict[str, float]] = {}
+        has_warned = self._has_warned
         for index, name in enumerate(names):
             end = f"/{name}" if name is not None else f"/dataloader_idx_{index}" if len(names) > 1 else ""
             keys = {key: f"{split}/{key}{end}" for key in evaluations[index].metrics if key.startswith("acc")}
             accuracies = {key: float(logged[logged_as]) for key, logged_as in keys.items() if logged_as in logged}
             counts = self.trainer.strategy.reduce(evaluations[index].counts, reduce_op="sum")
             symptom = find_masking(self._attacks(), accuracies, counts)
-            if symptom is not None:
+            if symptom is not None and not self._has_warned and not self.trainer.sanity_checking:
                 rank_zero_warn(f"{split}{end}: {symptom}")
+                has_warned = self.trainer.state.fn == "fit"
             if name is not None and accuracies:
                 table[name] = accuracies
+        self._has_warned = has_warned
         if split == "test" and table:
             self.print(summarize(table))  # Lightning's own table cuts the names off
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -155,6 +156,20 @@ def test_the_start_gradient_is_the_one_at_the_start(name: str) -> None:
     (expected,) = torch.autograd.grad(F.cross_entropy(net(start), y, reduction="sum"), start)
     torch.testing.assert_close(gradient, expected)
     assert torch.equal(x_adv, attack(net, x, y, generator=torch.Generator().manual_seed(0)))
+
+
+class Own(PGD):
+    """A user's attack that goes its own way, and gives the clean images."""
+
+    def __call__(self, model: Any, x: Tensor, y: Tensor, **arguments: Any) -> Tensor:
+        return x
+
+
+def test_an_attack_with_a_call_of_its_own_is_not_passed_by() -> None:
+    net, (x, y) = net_with_batch_norm(), batch()
+    x_adv, gradient = Own(0.1).with_start_gradient(net, x, y)
+    assert torch.equal(x_adv, x)
+    assert gradient is None
 
 
 def test_scaled_attacks_keep_their_shape() -> None:

@@ -119,11 +119,40 @@ def test_another_attack_put_there_on_the_way_is_scheduled_from_then_on() -> None
         assert module.attack.eps == 0.3
 
 
+def test_a_skipped_batch_leaves_the_full_attack_behind() -> None:
+    """Lightning leaves out the end of a batch whose start says -1, and the rest of the epoch."""
+
+    class Skipping(Watching):
+        def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
+            return -1 if batch_idx == 2 else None
+
+    module = Skipping(FGSM(0.4))
+    quiet_trainer(max_epochs=3, callbacks=[EpsSchedule([(0, 0.5)])]).fit(module, loader(64), loader(16))
+    assert module.trained == pytest.approx([0.2] * 6)
+    assert set(module.validated) == {0.4}
+    assert module.attack.eps == 0.4
+
+
+def test_callbacks_find_the_full_attack_at_a_batchs_end_wherever_they_stand() -> None:
+    class Looking(Callback):
+        seen: list[Any] = []  # noqa: RUF012  # of all instances
+
+        def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
+            self.seen.append(pl_module.attack.eps)
+
+    callbacks = [Looking(), EpsSchedule([(0, 0.5)]), Looking()]
+    quiet_trainer(max_epochs=1, callbacks=callbacks).fit(Watching(FGSM(0.4)), loader(32))
+    assert Looking.seen == [0.4] * 4
+
+
 @pytest.mark.parametrize(
     ("points", "message"),
     [
+        (None, "pairs of numbers.*got None"),
+        ([(0,)], r"pairs of numbers.*got \[\(0,\)\]"),
+        ([(0, "much")], r"pairs of numbers, such as"),
         ([], "at least one"),
-        ([(0, 0), (0, 1)], r"with rising times.*got \[\(0.0, 0.0\), \(0.0, 1.0\)\]"),
+        ([(0, 0), (0, 1)], r"with rising times.*got \[\(0, 0\), \(0, 1\)\]"),
         ([(0, -1)], "finite factors of at least 0"),
         ([(0, math.nan)], "finite factors of at least 0"),
         ([(math.inf, 1)], "finite times"),

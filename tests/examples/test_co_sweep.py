@@ -204,3 +204,16 @@ def test_injection_alone_opens_a_band_of_catastrophic_overfitting(script: Any, t
         assert injected["co"] == 1
         assert strong["acc_pgd"] >= 0.8
         assert strong["co"] == 0
+
+
+def test_an_interrupted_sweep_says_how_to_go_on(
+    script: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(script, "run_cell", interrupted)
+    arguments = ["--config", QUICKSTART, "--eps", "0.1", "--folder", str(tmp_path / "sweep"), *SHORT]
+    with pytest.raises(SystemExit, match="130"):
+        script.main(arguments)
+    assert "interrupted; the same command goes on" in capsys.readouterr().err

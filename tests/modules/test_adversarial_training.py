@@ -16,6 +16,7 @@ from pl_robust.attacks import FGSM, NFGSM, PGD, Attack, fgsm, pgd
 from pl_robust.losses import TRADES, GradAlign, Regularizer
 from pl_robust.models import SmallCNN
 from pl_robust.modules import AdversarialTraining
+from tests.attacks.test_attack import Own
 from tests.toys import assert_identical, loader, quiet_trainer, stripes
 
 pytestmark = pytest.mark.lightning
@@ -298,6 +299,71 @@ def test_a_gradient_masked_net_draws_a_warning() -> None:
     (said,) = warned_of(Saturated(net), loader(64))
     assert "of the input gradients are exactly zero" in said
     assert said.startswith("test: Masked gradients: ")
+
+
+WEAK = [
+    PGD(0.1, steps=2, step_size=0.01),  # cannot come as far as FGSM
+    PGD(0.1, steps=10, step_size=0.015),  # nor from one end of the ball to the other
+    PGD(0.02),
+    PGD(0.1, bounds=None),
+]
+
+
+@pytest.mark.parametrize("weak", WEAK)
+def test_a_weak_attack_is_no_sign_of_masking(weak: PGD) -> None:
+    module = AdversarialTraining(Misleading(), FGSM(0.1), num_classes=3, eval_attacks={"weak": weak})
+    data = DataLoader(TensorDataset(torch.full((64, 1, 8, 8), 0.5), torch.zeros(64, dtype=torch.long)), 16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        (metrics,) = quiet_trainer().test(module, data, verbose=False)
+    assert metrics["test/acc_adv"] == 0
+
+
+def test_a_net_that_begins_at_zero_masks_nothing() -> None:
+    """Its gradients are zero before the first step only, when Lightning's sanity check looks."""
+    net = small_net()
+    nn.init.zeros_(net[4].weight)  # type: ignore[index]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "Masked gradients")
+        fit(FGSM(0.1), net)
+
+
+def test_masking_is_said_once_in_a_fit() -> None:
+    module = AdversarialTraining(Saturated(small_net()), FGSM(0.1), num_classes=3)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        quiet_trainer(max_epochs=3).fit(module, loader(64), loader(40, seed=1))
+    assert sum("Masked gradients" in str(warning.message) for warning in caught) == 1
+
+
+def test_an_attack_with_a_call_of_its_own_is_evaluated_as_it_is() -> None:
+    attacks: dict[str, Attack] = {"pgd": PGD(0.1), "own": Own(0.1)}
+    module = AdversarialTraining(small_net(), FGSM(0.1), num_classes=3, eval_attacks=attacks)
+    (metrics,) = quiet_trainer().test(module, loader(64), verbose=False)
+    assert metrics["test/acc_own"] == metrics["test/acc"]
+
+
+def test_attacks_may_be_added_between_evaluations() -> None:
+    module = AdversarialTraining(small_net(), FGSM(0.1), num_classes=3)
+    trainer = quiet_trainer()
+    trainer.test(module, loader(64), verbose=False)
+    module.eval_attacks["more"] = PGD(0.2)
+    (metrics,) = trainer.test(module, loader(64), verbose=False)
+    assert metrics["test/acc_more"] <= metrics["test/acc_pgd"]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning:torch")
+def test_a_compiled_net_is_aligned_too() -> None:
+    """AOT autograd has no second derivative: that forward runs eagerly."""
+    trained = []
+    for net in (small_net(), torch.compile(small_net(), backend="aot_eager")):
+        torch.manual_seed(1)  # of the noise
+        module = AdversarialTraining(net, FGSM(0.1), regularizer=GradAlign(0.5), num_classes=3)  # type: ignore[arg-type]
+        quiet_trainer(max_epochs=1).fit(module, loader(32))
+        trained.append(list(module.net.parameters()))
+    for plain, compiled in zip(*trained, strict=True):
+        torch.testing.assert_close(plain, compiled, rtol=1e-4, atol=1e-5)
 
 
 def test_fgsm_stronger_than_pgd_draws_a_warning() -> None:
