@@ -131,7 +131,8 @@ class GradAlign(Regularizer):
 
     The gradient at the attack's start (at x for FGSM, at x + noise for RS-FGSM and N-FGSM) comes from the attack; the
     second one, at a random point of the ball, uses the attack's eps, norm, normalization, loss and batch-norm mode. A
-    training step costs about three times that of FGSM alone.
+    training step costs about three times that of FGSM alone. The network may be compiled, its second forward runs
+    eagerly; a LightningModule that is compiled as a whole cannot be differentiated twice (torch's AOT autograd).
 
     Args:
         weight: factor of the regularization; None means ``published_weight`` at the attack's eps.
