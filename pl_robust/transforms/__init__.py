@@ -3,5 +3,17 @@
 # Not a lazy face: a function shares its file's name, and importing the file would put the module in its place.
 from pl_robust.transforms.dct_carrier import dct_carrier
 from pl_robust.transforms.dct_low_pass import DCTLowPass, dct_low_pass
+from pl_robust.transforms.prime import PRIME
+from pl_robust.transforms.random_diffeomorphism import RandomDiffeomorphism
+from pl_robust.transforms.random_filter import RandomFilter
+from pl_robust.transforms.random_smooth_color import RandomSmoothColor
 
-__all__ = ("DCTLowPass", "dct_carrier", "dct_low_pass")
+__all__ = (
+    "PRIME",
+    "DCTLowPass",
+    "RandomDiffeomorphism",
+    "RandomFilter",
+    "RandomSmoothColor",
+    "dct_carrier",
+    "dct_low_pass",
+)

@@ -1,0 +1,70 @@
+"""What PRIME's primitives have in common: parameters drawn per image in one method, applied in another."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+P = TypeVar("P", bound=tuple[Tensor, ...])
+
+
+class Primitive(ABC, Generic[P]):
+    """A random transform of images, with parameters of their own for each image.
+
+    ``primitive(x)`` is ``primitive.apply(x, primitive.draw(x.shape, device=x.device))``.
+    """
+
+    @abstractmethod
+    def draw(
+        self, shape: torch.Size, *, device: torch.device | str = "cpu", generator: torch.Generator | None = None
+    ) -> P:
+        """Draw the parameters for a batch.
+
+        Args:
+            shape: of the batch, [B, C, H, W].
+            device: where the parameters are drawn.
+            generator: source of randomness on that device; None takes torch's global one.
+
+        Returns:
+            Named tensors, each with B rows: row i belongs to image i, whatever the others are.
+        """
+
+    @abstractmethod
+    def apply(self, x: Tensor, parameters: P) -> Tensor:
+        """Transform a batch: float [B, C, H, W] in [0, 1] -> the same shape, dtype and range, a new tensor."""
+
+    def __call__(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Draw parameters for a batch and apply them.
+
+        Args:
+            x: images, float [B, C, H, W] in [0, 1].
+            generator: source of randomness on the device of ``x``; None takes torch's global one.
+
+        Raises:
+            TypeError: if ``x`` is not floating point.
+            ValueError: if ``x`` is no batch of images.
+        """
+        check_images(x)
+        return self.apply(x, self.draw(x.shape, device=x.device, generator=generator))
+
+
+def check_images(x: Tensor) -> None:
+    """Refuse what is no batch of float images; values are not looked at, which would wait for an accelerator.
+
+    Raises:
+        TypeError: if ``x`` is not floating point.
+        ValueError: if ``x`` has not four dimensions.
+    """
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        got = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"images must be a floating-point tensor in [0, 1], got {got}; divide uint8 images by 255")
+    if x.ndim != 4:
+        raise ValueError(f"images must be a batch [B, C, H, W], got shape {list(x.shape)}; a single one needs x[None]")
+
+
+def in_float32(x: Tensor) -> torch.autocast:
+    """Switch autocast off: half precision has too few levels for images."""
+    return torch.autocast(x.device.type, enabled=False)
