@@ -68,7 +68,7 @@ def main(args: Sequence[str] | None = None) -> None:
     except (ValueError, OSError, ImportError, SweepError) as error:
         print(f"co_sweep: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    except (KeyboardInterrupt, SystemExit):  # Lightning makes the latter of the former
+    except KeyboardInterrupt:
         print("co_sweep: interrupted; the same command goes on with the runs that are missing", file=sys.stderr)
         raise SystemExit(130) from None
 
@@ -128,6 +128,10 @@ def sweep(options: argparse.Namespace, extra: Sequence[str]) -> None:
         scheduler=options.scheduler,
         description="co_sweep",
     )
+    for cell, result in zip(cells, results, strict=True):
+        missing = {"acc", "acc_adv", "acc_pgd"} - result.keys()
+        if missing:
+            raise ValueError(f"the result of {cell} in {options.folder} lacks {sorted(missing)}: delete its file")
     labels = {name: [text for _, text in axes[name]] or ["as configured"] for name in _AXES}
     seeds = len(options.seeds)
     grid = [results[start : start + seeds] for start in range(0, len(results), seeds)]
@@ -220,7 +224,6 @@ def run_cell(config: Mapping[str, Any], cell: Mapping[str, Any]) -> dict[str, fl
 
     from pl_robust._lightning import NAMESPACE
     from pl_robust.callbacks import CatastrophicOverfittingDetector
-    from pl_robust.cli import run
 
     filled = _fill(config, cell)
     with tempfile.TemporaryDirectory() as folder, _quiet():
@@ -229,9 +232,7 @@ def run_cell(config: Mapping[str, Any], cell: Mapping[str, Any]) -> dict[str, fl
         filled["trainer"].update(logger=logger, default_root_dir=folder)
         path = Path(folder) / "run.yaml"
         path.write_text(yaml.safe_dump(filled), "utf-8")
-        cli = run(["fit", "--config", str(path)])
-        if cli.trainer.interrupted:  # Lightning 1 returns as if the run were over
-            raise KeyboardInterrupt
+        cli = _fit(path)
         tested = cli.trainer.test(cli.model, cli.datamodule, verbose=False)
     measured = {name: value for part in tested for name, value in part.items()}
     result = {name: _pick(measured, f"test/{name}") for name in ("acc", "acc_adv", "acc_pgd")}
@@ -240,6 +241,21 @@ def run_cell(config: Mapping[str, Any], cell: Mapping[str, Any]) -> dict[str, fl
         epochs = [row["epoch"] for detector in detectors for row in detector.detections]
         result |= {"co": float(bool(epochs)), **({"co_epoch": min(epochs)} if epochs else {})}
     return result
+
+
+def _fit(path: Path) -> Any:
+    """Fit, and let an interruption be one: Lightning turns it into SystemExit, or returns as if the run were over."""
+    from pl_robust.cli import run
+
+    try:
+        cli = run(["fit", "--config", str(path)])
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise
+    if cli.trainer.interrupted:
+        raise KeyboardInterrupt
+    return cli
 
 
 def _fill(config: Mapping[str, Any], cell: Mapping[str, Any]) -> dict[str, Any]:

@@ -142,7 +142,8 @@ def _read_finished(folder: Path, experiment: dict[str, Any]) -> dict[str, dict[s
             saved = json.loads(path.read_text("utf-8"))
         except ValueError as error:
             raise ValueError(f"{path} is damaged ({error}): delete it, and its cell runs again") from None
-        if not isinstance(saved, dict) or saved.keys() != {"experiment", "cell", "result"}:
+        is_one = isinstance(saved, dict) and saved.keys() == {"experiment", "cell", "result"}
+        if not is_one or not isinstance(saved["cell"], dict):
             raise ValueError(f"{path} is not the result of a sweep's cell: move it away, or take another folder")
         result = saved["result"]
         if not result or not isinstance(result, dict) or not all(isinstance(n, int | float) for n in result.values()):
@@ -188,7 +189,7 @@ def _attempt(
     torch.set_num_threads(1)
     try:
         return index, {name: float(value) for name, value in function(cell).items()}, ""
-    except Exception:
+    except (Exception, SystemExit):
         # As text: an exception of a worker's package may not be unpickled here.
         return index, None, traceback.format_exc()
     finally:

@@ -147,7 +147,7 @@ OTHERS: dict[str, tuple[Callable[[], Any], str]] = {
         r"for eps from 0 to 16/255, got 0.25: give a `weight`",
     ),
     "weight in words": (
-        lambda: GradAlign("much"),  # type: ignore[arg-type]
+        lambda: GradAlign("much"),
         r"`weight` must be a number or a fraction such as '8/255', got 'much'",
     ),
     "TRADES from x": (

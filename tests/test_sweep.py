@@ -207,3 +207,15 @@ def test_bad_arguments_are_named(arguments: dict[str, Any], error: type[Exceptio
     with pytest.raises(error, match=said):
         run_cells(**{"function": never, "cells": xs(1), "folder": tmp_path, "experiment": {}, **arguments})
     assert not list(tmp_path.iterdir())
+
+
+def leave(cell: Any) -> dict[str, float]:
+    if cell["x"] == 1:
+        raise SystemExit("the data set is missing here")
+    return {"y": 1.0}
+
+
+def test_a_cell_that_ends_its_process_is_one_that_failed(tmp_path: Path) -> None:
+    with pytest.raises(SweepError, match=r"1 of 3 cells failed \(x=1: SystemExit: the data set is missing here\)"):
+        run_cells(leave, xs(3), tmp_path, experiment=EXPERIMENT)
+    assert sorted(path.name for path in tmp_path.glob("*.json")) == ["x=0.json", "x=2.json"]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
 from pl_robust.attacks._target import Normalization
@@ -23,10 +26,28 @@ def beats_fgsm(attack: Attack, ball: ThreatModel, normalization: Normalization |
     """
     if not isinstance(attack, PGD):
         return False
-    is_same = (str(attack.ball), str(attack.normalization)) == (str(ball), str(normalization))
-    step = 2.5 * attack.eps / attack.steps if attack.step_size is None else attack.step_size
-    reach = attack.steps * step - (2 if attack.random_start else 1) * attack.eps
-    return is_same and bool((reach >= 0).all() if isinstance(reach, Tensor) else reach >= 0)
+    is_same = (
+        attack.norm == ball.norm
+        and _are_equal(attack.eps, ball.eps)
+        and _are_equal(attack.bounds, ball.bounds)
+        and _are_equal(attack.normalization, normalization)
+    )
+    if attack.step_size is None or not is_same:
+        return is_same  # by default a step is 2.5 eps / steps long
+    across = (2 if attack.random_start else 1) * _numbers(attack.eps)
+    return bool((attack.steps * _numbers(attack.step_size) >= across * (1 - 1e-6)).all())
+
+
+def _are_equal(one: Any, other: Any) -> bool:
+    """Compare numbers or nests of them, whatever holds them; None equals None only."""
+    if one is None or other is None:
+        return one is other
+    return bool(torch.isclose(_numbers(one), _numbers(other), rtol=1e-6, atol=0).all())
+
+
+def _numbers(value: Any) -> Tensor:
+    parts = [_numbers(part) for part in value] if isinstance(value, tuple | list) else None
+    return torch.as_tensor(value, dtype=torch.float64, device="cpu") if parts is None else torch.stack(parts)
 
 
 def masking_symptom(

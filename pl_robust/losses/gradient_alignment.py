@@ -143,7 +143,7 @@ class GradAlign(Regularizer):
         TypeError: if ``weight`` is no number; at the first batch, if the attack gives no gradient at its start.
     """
 
-    def __init__(self, weight: float | None = None) -> None:
+    def __init__(self, weight: float | str | None = None) -> None:
         self.weight = None if weight is None else parse_number(weight, "weight")
         if self.weight is not None and not 0 <= self.weight < math.inf:
             raise ValueError(f"`weight` must be finite and at least 0, or None for the published one, got {weight!r}")
@@ -160,8 +160,10 @@ class GradAlign(Regularizer):
         if start_gradient is None:
             raise TypeError(
                 f"GradAlign compares with the gradient at the attack's start, and {type(attack).__name__} gives none: "
-                "take FGSM, NFGSM or PGD"
+                "take FGSM, NFGSM or PGD, or a subclass that leaves their `__call__` as it is"
             )
+        # Before the second derivative's forward: a compiled one would write into running statistics that it saves.
+        logits = net(x_adv)
         misalignment = gradient_alignment(
             net,
             x,
@@ -174,7 +176,6 @@ class GradAlign(Regularizer):
             batch_norm=attack.batch_norm,
             check=False,  # the attack has looked at the batch
         )
-        logits = net(x_adv)
         return F.cross_entropy(logits, y) + weight * misalignment, logits
 
     def _published(self, attack: Attack) -> float:

@@ -61,7 +61,7 @@ class TRADES(Regularizer):
         ValueError: if ``beta`` is negative or not finite; with an attack, if it starts at x.
     """
 
-    def __init__(self, beta: float = 6.0) -> None:
+    def __init__(self, beta: float | str = 6.0) -> None:
         self.beta = parse_number(beta, "beta")
         if not 0 <= self.beta < math.inf:
             raise ValueError(f"`beta` must be finite and at least 0, got {beta!r}")

@@ -80,7 +80,7 @@ class AdversarialTraining(LightningModule):
         num_classes: int = 10,
         optimizer: OptimizerCallable = published_sgd,
         lr_scheduler: Literal["triangular", "constant"] | LRSchedulerCallable = "triangular",
-        lr_peak: float = 0.5,
+        lr_peak: float | str = 0.5,
         lr_scheduler_interval: Literal["epoch", "step"] = "epoch",
         input_key: str | int = 0,
         label_key: str | int = 1,

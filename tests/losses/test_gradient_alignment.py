@@ -153,7 +153,7 @@ def test_the_regularizer_compares_with_the_gradient_at_the_attacks_start(attack:
     torch.manual_seed(5)
     loss, logits = GradAlign(weight=0.7)(net, attack, x, y)
     handle.remove()
-    start, near, x_adv = starts[0], starts[-2], starts[-1]
+    start, near, x_adv = starts[0], starts[-1], starts[-2]
     at_start = torch.autograd.grad(F.cross_entropy(net(leaf := start.requires_grad_()), y, reduction="sum"), leaf)[
         0
     ].flatten(1)

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from pl_robust._lightning import MisconfigurationException, unsavable
 from pl_robust.attacks import FGSM, NFGSM, PGD, Attack, fgsm, pgd
 from pl_robust.losses import TRADES, GradAlign, Regularizer
-from pl_robust.models import SmallCNN
+from pl_robust.models import PreActResNet, SmallCNN
 from pl_robust.modules import AdversarialTraining
 from tests.attacks.test_attack import Own
 from tests.toys import assert_identical, loader, quiet_trainer, stripes
@@ -364,6 +364,19 @@ def test_a_compiled_net_is_aligned_too() -> None:
         trained.append(list(module.net.parameters()))
     for plain, compiled in zip(*trained, strict=True):
         torch.testing.assert_close(plain, compiled, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning:torch")
+def test_running_statistics_are_not_written_between_the_derivatives() -> None:
+    torch.manual_seed(0)
+    net = PreActResNet(width=4)
+    x, y = torch.rand(4, 3, 16, 16), torch.arange(4)
+    for model in (net, torch.compile(net, backend="aot_eager")):
+        net.zero_grad()
+        loss, _ = GradAlign(1.0)(model, FGSM(0.01), x, y)  # type: ignore[arg-type]
+        loss.backward()  # type: ignore[no-untyped-call]
+        assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in net.parameters())
 
 
 def test_fgsm_stronger_than_pgd_draws_a_warning() -> None:
