@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 
@@ -23,7 +24,7 @@ _HOOKS = (
 _SETTINGS = ("prepare_data_per_node", "allow_zero_length_dataloader_with_multiple_devices")
 
 
-class DataModuleWrapper(LightningDataModule):
+class DataModuleWrapper(LightningDataModule, ABC):
     """Another datamodule's data, with each batch changed by ``_transform`` after everything the base does to it.
 
     The base keeps its own say: its loaders, hooks and state are used as they are, it sees the same trainer, and a
@@ -117,9 +118,9 @@ class DataModuleWrapper(LightningDataModule):
         """The base's predict batches, transformed."""
         return self._wrap(self.base.predict_dataloader(), self._transform())
 
+    @abstractmethod
     def _transform(self) -> Callable[[Any], Any]:
         """Make what is called on each collated batch and gives the batch to use; worker processes unpickle it."""
-        raise NotImplementedError(f"{type(self).__name__} must define `_transform`")
 
     def _wrap(self, loaders: Any, transform: Callable[[Any], Any]) -> Any:
         """Copy a loader, or each one in lists and dicts of them, with ``transform`` behind its collation."""

@@ -108,7 +108,7 @@ def _unit(rows: Tensor, defined: Tensor) -> Tensor:
     return F.normalize(rows / rows.detach().abs().amax(1, keepdim=True), dim=1)
 
 
-def published_weight(eps: float) -> float:
+def gradient_alignment_weight(eps: float) -> float:
     r"""The weight that the authors' code gives GradAlign on CIFAR-10.
 
     :math:`\lambda = 0.02 \cdot 10^{255\epsilon / 8}`: 0.2 at eps 8/255.
@@ -135,7 +135,7 @@ class GradAlign(Regularizer):
     eagerly; a LightningModule that is compiled as a whole cannot be differentiated twice (torch's AOT autograd).
 
     Args:
-        weight: factor of the regularization; None means ``published_weight`` at the attack's eps.
+        weight: factor of the regularization; None means ``gradient_alignment_weight`` at the attack's eps.
 
     Raises:
         ValueError: if ``weight`` is negative or not finite; with an attack, if it is None and the attack's ball is none
@@ -184,4 +184,4 @@ class GradAlign(Regularizer):
                 "the published weight of GradAlign holds for norm='linf' with one eps for all channels, got "
                 f"norm={attack.norm!r}, eps={attack.eps!r}: give GradAlign a `weight`"
             )
-        return published_weight(attack.eps)
+        return gradient_alignment_weight(attack.eps)

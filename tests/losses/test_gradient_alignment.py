@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pl_robust.attacks import FGSM, NFGSM, PGD, Attack
-from pl_robust.losses import GradAlign, gradient_alignment, published_weight
+from pl_robust.losses import GradAlign, gradient_alignment, gradient_alignment_weight
 from pl_robust.models import Normalize
 
 
@@ -136,12 +136,12 @@ def test_normalized_data_give_what_a_normalizing_net_gives() -> None:
     torch.testing.assert_close(ours, expected, rtol=1e-6, atol=0)
 
 
-def test_the_published_weight() -> None:
-    assert published_weight(8 / 255) == pytest.approx(0.2)
-    assert published_weight(16 / 255) == pytest.approx(2.0)
-    assert published_weight(0.0) == pytest.approx(0.02)
+def test_the_gradient_alignment_weight() -> None:
+    assert gradient_alignment_weight(8 / 255) == pytest.approx(0.2)
+    assert gradient_alignment_weight(16 / 255) == pytest.approx(2.0)
+    assert gradient_alignment_weight(0.0) == pytest.approx(0.02)
     with pytest.raises(ValueError, match=r"from 0 to 16/255, got 0\.25: give a `weight`"):
-        published_weight(0.25)
+        gradient_alignment_weight(0.25)
 
 
 @pytest.mark.parametrize("attack", [FGSM("8/255"), FGSM(0.1, random_start=True), NFGSM(0.1), PGD(0.1, steps=2)])
