@@ -1,0 +1,1 @@
+"""The common corruptions, one function each: (images, random numbers, constants) -> images."""
