@@ -15,13 +15,8 @@ Its workers need this package and the data set, but no folder in common. Give ``
 from __future__ import annotations
 
 import argparse
-import io
-import logging
 import sys
-import tempfile
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from collections.abc import Mapping, Sequence
 from functools import partial
 from inspect import isclass
 from itertools import product
@@ -147,20 +142,15 @@ def read_config(path: str, extra: Sequence[str], swept: Sequence[str]) -> dict[s
     Raises:
         ValueError: if pl-robust refuses the configuration, or it has nothing to set for an argument of the sweep.
     """
-    import yaml
-
+    from pl_robust import _config_run
     from pl_robust._lightning import Callback, LightningDataModule
     from pl_robust.attacks import Attack
-    from pl_robust.cli import run
 
     for argument in extra:
         name = argument.partition("=")[0].rpartition(".")[2].removeprefix("--")
         if argument.startswith("--") and name in (*swept, "seed_everything"):
             raise ValueError(f"the sweep sets every `{name}`: leave out {argument}")
-    printed = io.StringIO()
-    with redirect_stdout(printed), suppress(SystemExit):
-        run(["fit", "--config", path, *extra, "--print_config"])
-    config: dict[str, Any] = yaml.safe_load(printed.getvalue())
+    config = _config_run.read_config(path, extra)
     owners = {"eps": (Attack, Callback), "beta": (LightningDataModule,)}
     for name in swept:
         if not set_everywhere(config, name, _SWEPT, owners[name]):
@@ -170,20 +160,7 @@ def read_config(path: str, extra: Sequence[str], swept: Sequence[str]) -> dict[s
     if attacks is not None and "pgd" not in attacks:
         raise ValueError(f"`eval_attacks` must have one called pgd, which the heat map shows, got {sorted(attacks)}")
     config["seed_everything"] = _SWEPT
-    _silence(config["trainer"])
     return config
-
-
-def _silence(trainer: dict[str, Any]) -> None:
-    """Take out of the Trainer's arguments what only saves or prints."""
-    trainer.update(logger=True, enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False)
-    callbacks = trainer["callbacks"] or []
-    endings = ("Checkpoint", "ProgressBar", "ModelSummary")
-    trainer["callbacks"] = [
-        callback
-        for callback in (callbacks if isinstance(callbacks, list) else [callbacks])
-        if not callback["class_path"].endswith(endings)
-    ]
 
 
 def set_everywhere(node: Any, name: str, value: object, owners: tuple[type, ...]) -> int:
@@ -220,42 +197,16 @@ def run_cell(config: Mapping[str, Any], cell: Mapping[str, Any]) -> dict[str, fl
         Test accuracies acc, acc_adv and acc_pgd; co, 1 if the detector announced catastrophic overfitting, else 0;
         co_epoch, when it did first. Without a detector the last two are missing, without CO the last.
     """
-    import yaml
-
-    from pl_robust._lightning import NAMESPACE
+    from pl_robust._config_run import fit_and_test
     from pl_robust.callbacks import CatastrophicOverfittingDetector
 
-    filled = _fill(config, cell)
-    with tempfile.TemporaryDirectory() as folder, _quiet():
-        # A callback of the configuration may ask for a logger: it gets one that leaves nothing behind.
-        logger = {"class_path": f"{NAMESPACE}.loggers.CSVLogger", "init_args": {"save_dir": folder}}
-        filled["trainer"].update(logger=logger, default_root_dir=folder)
-        path = Path(folder) / "run.yaml"
-        path.write_text(yaml.safe_dump(filled), "utf-8")
-        cli = _fit(path)
-        tested = cli.trainer.test(cli.model, cli.datamodule, verbose=False)
-    measured = {name: value for part in tested for name, value in part.items()}
+    cli, measured = fit_and_test(_fill(config, cell))
     result = {name: _pick(measured, f"test/{name}") for name in ("acc", "acc_adv", "acc_pgd")}
     detectors = [one for one in cli.trainer.callbacks if isinstance(one, CatastrophicOverfittingDetector)]
     if detectors:
         epochs = [row["epoch"] for detector in detectors for row in detector.detections]
         result |= {"co": float(bool(epochs)), **({"co_epoch": min(epochs)} if epochs else {})}
     return result
-
-
-def _fit(path: Path) -> Any:
-    """Fit, and let an interruption be one: Lightning turns it into SystemExit, or returns as if the run were over."""
-    from pl_robust.cli import run
-
-    try:
-        cli = run(["fit", "--config", str(path)])
-    except SystemExit as error:
-        if isinstance(error.__context__, KeyboardInterrupt):
-            raise KeyboardInterrupt from None
-        raise
-    if cli.trainer.interrupted:
-        raise KeyboardInterrupt
-    return cli
 
 
 def _fill(config: Mapping[str, Any], cell: Mapping[str, Any]) -> dict[str, Any]:
@@ -278,18 +229,6 @@ def _pick(measured: Mapping[str, float], name: str) -> float:
         if key in measured:
             return measured[key]
     raise ValueError(f"the test gave no {name}, which the heat map shows; it gave {', '.join(sorted(measured))}")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep what the run prints, logs and warns of away from the terminal, which shows the progress bar."""
-    logging.disable(logging.WARNING)
-    try:
-        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(logging.NOTSET)
 
 
 def tabulate(grid: Sequence[Sequence[Mapping[str, float]]], labels: Mapping[str, Sequence[str]]) -> str:
