@@ -6,6 +6,7 @@ corruptions", ECCV 2022, https://arxiv.org/abs/2112.13547.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -17,9 +18,12 @@ from pl_robust.transforms.random_diffeomorphism import RandomDiffeomorphism
 from pl_robust.transforms.random_filter import RandomFilter
 from pl_robust.transforms.random_smooth_color import RandomSmoothColor
 
+_PARTS = 4
+"""A primitive works on the batch's size over this many rows at a time."""
+
 
 class Turn(NamedTuple):
-    """One primitive's part of one step.
+    """A primitive's part of one step, or one of several such parts.
 
     Attributes:
         primitive: which of PRIME's primitives.
@@ -123,10 +127,10 @@ class PRIME:
         turns = []
         for step in range(self.depth):
             for number, primitive in enumerate(self.primitives):
-                rows = ((choices[step] == number) & (lengths > step)).nonzero().flatten()
-                if len(rows):
-                    part = torch.Size((len(rows), *shape[1:]))
-                    parameters = primitive.draw(part, device=device, generator=own)
+                drawn = ((choices[step] == number) & (lengths > step)).nonzero().flatten()
+                # In parts of the batch: what a primitive needs while it works is several times what it works on.
+                for rows in drawn.split(max(1, math.ceil(batch / _PARTS))) if len(drawn) else ():
+                    parameters = primitive.draw(torch.Size((len(rows), *shape[1:])), device=device, generator=own)
                     turns.append(Turn(number, rows.to(device, non_blocking=True), parameters))
         # Exponential numbers over their sum are Dirichlet(1, ..., 1); Beta(1, 1) is the uniform distribution.
         weights = (exponential / exponential.sum(0)).to(device, non_blocking=True)
@@ -145,8 +149,9 @@ class PRIME:
             for turn in parameters.turns:
                 primitive = self.primitives[turn.primitive]
                 chains[turn.rows] = primitive.apply(chains[turn.rows], turn.parameters)
-            weights = parameters.weights[..., None, None, None]
-            mixture = (chains.view(self.width, *x.shape) * weights).sum(0)
             share = parameters.share[:, None, None, None]
+            mixed = clean * (1 - share)
+            for chain, weight in zip(chains.view(self.width, *x.shape), parameters.weights, strict=True):
+                mixed.addcmul_(chain, weight[:, None, None, None] * share)
             # Of what lies in [0, 1] so does the mean, but for rounding.
-            return clean.lerp(mixture, share).clamp_(0, 1).to(x.dtype)
+            return mixed.clamp_(0, 1).to(x.dtype)

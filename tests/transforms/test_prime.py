@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pl_robust.transforms import PRIME, RandomDiffeomorphism, RandomFilter, RandomSmoothColor
 from pl_robust.transforms.prime import PRIMEParameters, Turn
+from tests.benchmarks.prime import peak_memory
 
 
 def small() -> PRIME:
@@ -154,3 +155,8 @@ def test_the_presets_are_the_published_ones() -> None:
 def test_errors_speak(call: Any, message: str) -> None:
     with pytest.raises((ValueError, TypeError), match=message):
         call()
+
+
+def test_memory_is_bounded() -> None:
+    x = torch.rand(64, 3, 32, 32)
+    assert max(peak_memory(PRIME.cifar(), x, seed) for seed in range(3)) <= 8
