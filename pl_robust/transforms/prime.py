@@ -129,7 +129,7 @@ class PRIME:
             for number, primitive in enumerate(self.primitives):
                 drawn = ((choices[step] == number) & (lengths > step)).nonzero().flatten()
                 # In parts of the batch: what a primitive needs while it works is several times what it works on.
-                for rows in drawn.split(max(1, math.ceil(batch / _PARTS))) if len(drawn) else ():
+                for rows in torch.split(drawn, max(1, math.ceil(batch / _PARTS))) if len(drawn) else ():
                     parameters = primitive.draw(torch.Size((len(rows), *shape[1:])), device=device, generator=own)
                     turns.append(Turn(number, rows.to(device, non_blocking=True), parameters))
         # Exponential numbers over their sum are Dirichlet(1, ..., 1); Beta(1, 1) is the uniform distribution.
