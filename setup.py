@@ -46,6 +46,8 @@ setup(
         "joblib>=1.4",  # sweeps; the first whose generators come in the order of completion
         "tqdm>=4.57",  # Lightning's own bound
         "scikit-learn>=1.2",  # ships the digits data
+        "pillow>=9.1",  # reads images; torchvision's own, named because we import it
+        "torch-uncertainty-assets>=0.5",  # half a megabyte of photos of frost, for the corruption of that name
     ],
     extras_require={
         "attacks": ["torchattacks>=3.5"],  # evaluation attacks, AutoAttack among them
@@ -55,6 +57,8 @@ setup(
         "test": [
             "pytest>=8",
             "torchattacks>=3.5",  # the oracle of the attacks
+            "imagecorruptions>=1.1.2",  # the oracle of the corruptions
+            "scikit-image>=0.19",  # its own, and photos
             "distributed",
             "lightning>=2.1,<3,!=2.6.2,!=2.6.3",
             "build>=1",

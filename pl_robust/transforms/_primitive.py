@@ -11,7 +11,20 @@ from torch import Tensor
 P = TypeVar("P", bound=tuple[Tensor, ...])
 
 
-class Primitive(ABC, Generic[P]):
+class BatchAugmentation(ABC):
+    """What augments a batch of images; a common class, so that configurations find all of them by their short names."""
+
+    @abstractmethod
+    def __call__(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Augment a batch: float [B, C, H, W] in [0, 1] -> the same, a new tensor.
+
+        Args:
+            x: images, float [B, C, H, W] in [0, 1].
+            generator: source of randomness, on the CPU whatever the device of ``x``; None takes torch's global one.
+        """
+
+
+class Primitive(BatchAugmentation, Generic[P]):
     """A random transform of images, with parameters of their own for each image.
 
     ``primitive(x)`` is ``primitive.apply(x, primitive.draw(x.shape, device=x.device))``.
@@ -41,13 +54,17 @@ class Primitive(ABC, Generic[P]):
 
         Args:
             x: images, float [B, C, H, W] in [0, 1].
-            generator: source of randomness on the device of ``x``; None takes torch's global one.
+            generator: source of randomness on the device of ``x`` or on the CPU; None takes torch's global one.
 
         Raises:
             TypeError: if ``x`` is not floating point.
             ValueError: if ``x`` is no batch of images.
         """
         check_images(x)
+        if generator is not None and generator.device.type != x.device.type:
+            seed = int(torch.randint(2**62, (), generator=generator))
+            generator = torch.Generator(x.device)
+            generator.manual_seed(seed)
         return self.apply(x, self.draw(x.shape, device=x.device, generator=generator))
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pl_robust._number import check_count
-from pl_robust.transforms._primitive import Primitive, check_images, in_float32
+from pl_robust.transforms._primitive import BatchAugmentation, Primitive, check_images, in_float32
 from pl_robust.transforms.random_diffeomorphism import RandomDiffeomorphism
 from pl_robust.transforms.random_filter import RandomFilter
 from pl_robust.transforms.random_smooth_color import RandomSmoothColor
@@ -50,7 +50,7 @@ class PRIMEParameters(NamedTuple):
     share: Tensor
 
 
-class PRIME:
+class PRIME(BatchAugmentation):
     r"""Augment a batch: :math:`(1 - m) x + m \sum_c w_c\, \mathrm{chain}_c(x)`.
 
     For each image ``width`` chains of 1 to ``depth`` steps; each step is one primitive drawn uniformly;
@@ -69,7 +69,13 @@ class PRIME:
         ValueError: if there is no primitive, or a number is less than 1; for a batch that is no [B, C, H, W].
     """
 
-    def __init__(self, primitives: tuple[Primitive[Any], ...], *, width: int = 3, depth: int = 3) -> None:
+    def __init__(
+        self,
+        primitives: tuple[Primitive, ...],  # type: ignore[type-arg]  # jsonargparse makes no Primitive[Any]
+        *,
+        width: int = 3,
+        depth: int = 3,
+    ) -> None:
         wrong = [primitive for primitive in primitives if not isinstance(primitive, Primitive)]
         if wrong:
             raise TypeError(f"`primitives` must be primitives such as RandomFilter(), got {wrong[0]!r}")
