@@ -8,8 +8,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from pl_robust._batch import split_batch
-from pl_robust.datamodules._wrapper import replace_entry
+from pl_robust._batch import replace_entry, split_batch
 from pl_robust.transforms.dct_carrier import dct_carrier
 
 Mode: TypeAlias = Literal["add", "orthogonal", "reverse"]

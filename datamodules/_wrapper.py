@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from pl_robust._lightning import LightningDataModule, Trainer
@@ -157,15 +156,3 @@ def _overrides(datamodule: LightningDataModule, name: str) -> bool:
     # `from_datasets` gives loaders that are no methods.
     function = getattr(getattr(datamodule, name), "__func__", None)
     return function is None or not function.__module__.startswith(("pytorch_lightning.", "lightning.pytorch."))
-
-
-def replace_entry(batch: Any, key: Any, value: Tensor) -> Any:
-    """Copy a batch with one entry replaced; the copy is of the same type."""
-    if isinstance(batch, MutableMapping | list):
-        batch = copy.copy(batch)
-        batch[key] = value
-        return batch
-    if isinstance(batch, Mapping):
-        return type(batch)({**batch, key: value})  # type: ignore[call-arg]
-    items = [value if position == key else item for position, item in enumerate(batch)]
-    return type(batch)(*items) if hasattr(batch, "_fields") else type(batch)(items)

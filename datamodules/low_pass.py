@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import Tensor
 
-from pl_robust._batch import split_batch
+from pl_robust._batch import replace_entry, take_entry
 from pl_robust._lightning import LightningDataModule, unsavable
-from pl_robust.datamodules._wrapper import DataModuleWrapper, replace_entry
+from pl_robust.datamodules._wrapper import DataModuleWrapper
 from pl_robust.transforms.dct_low_pass import DCTLowPass
 
 
@@ -63,8 +63,7 @@ class _Filter:
     def __call__(self, batch: Any) -> Any:
         if isinstance(batch, Tensor):
             return self._filtered(batch)
-        x, _ = split_batch(batch, self.input_key, self.input_key)  # labels play no part, there may be none
-        return replace_entry(batch, self.input_key, self._filtered(x))
+        return replace_entry(batch, self.input_key, self._filtered(take_entry(batch, self.input_key)))
 
     def _filtered(self, x: Tensor) -> Tensor:
         if x.ndim != 4 or not x.is_floating_point():  # the filter itself would take a batch of vectors for an image

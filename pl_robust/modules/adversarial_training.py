@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD
-from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.optimizer import Optimizer
 
 from pl_robust._batch import split_batch
-from pl_robust._dataloaders import count_real, flatten_loaders, loader_names
-from pl_robust._lightning import (
-    LightningModule,
-    LRSchedulerCallable,
-    MisconfigurationException,
-    OptimizerCallable,
-    rank_zero_warn,
-    unsavable,
-)
-from pl_robust._number import parse_number
+from pl_robust._lightning import LRSchedulerCallable, OptimizerCallable, rank_zero_warn, unsavable
 from pl_robust.attacks import PGD, Attack
 from pl_robust.losses import Regularizer
-from pl_robust.modules._evaluation import Evaluation, find_masking, make_accuracy, summarize
-from pl_robust.modules._net import resolve_net
+from pl_robust.modules._classifier import Classifier
+from pl_robust.modules._evaluation import find_masking
+from pl_robust.modules._schedules import triangular
 
 
 def published_sgd(parameters: Any) -> Optimizer:
@@ -33,7 +23,7 @@ def published_sgd(parameters: Any) -> Optimizer:
     return SGD(parameters, lr=0.2, momentum=0.9, weight_decay=5e-4)
 
 
-class AdversarialTraining(LightningModule):
+class AdversarialTraining(Classifier):
     r"""Train a classifier on adversarial examples (Madry et al. 2018, eq. 2.1; Wong et al. 2020; de Jorge et al. 2022).
 
     Minimizes :math:`\mathbb{E}\,\ell(f_\theta(x_{adv}), y)`, :math:`x_{adv}` from ``attack``. ``FGSM``, RS-FGSM
@@ -70,6 +60,9 @@ class AdversarialTraining(LightningModule):
         MisconfigurationException: at the start of fit, if the triangular schedule meets a run without an end.
     """
 
+    schedules: ClassVar = {"triangular": triangular}
+    shown = "acc_pgd"
+
     def __init__(
         self,
         net: nn.Module | str,
@@ -85,7 +78,16 @@ class AdversarialTraining(LightningModule):
         input_key: str | int = 0,
         label_key: str | int = 1,
     ) -> None:
-        super().__init__()
+        super().__init__(
+            net,
+            num_classes=num_classes,
+            optimizer=optimizer,
+            lr_scheduler=lr_scheduler,
+            lr_peak=lr_peak,
+            lr_scheduler_interval=lr_scheduler_interval,
+            input_key=input_key,
+            label_key=label_key,
+        )
         self.save_hyperparameters(
             ignore=unsavable(
                 net=net,
@@ -102,40 +104,10 @@ class AdversarialTraining(LightningModule):
             raise TypeError(f"`regularizer` must be a regularizer such as GradAlign(), or None, got {regularizer!r}")
         if regularizer is not None:
             regularizer.check(attack)
-        if not callable(lr_scheduler) and lr_scheduler not in ("triangular", "constant"):
-            raise ValueError(
-                f"`lr_scheduler` must be 'triangular', 'constant' or a callable optimizer -> scheduler, "
-                f"got {lr_scheduler!r}"
-            )
-        if not 0 < parse_number(lr_peak, "lr_peak") < 1:
-            raise ValueError(f"`lr_peak` must lie between 0 and 1, a share of the run, got {lr_peak!r}")
-        if not callable(optimizer):
-            raise TypeError(f"`optimizer` must be a callable parameters -> optimizer, got {optimizer!r}")
-        if lr_scheduler_interval not in ("epoch", "step"):
-            raise ValueError(f"`lr_scheduler_interval` must be 'epoch' or 'step', got {lr_scheduler_interval!r}")
-        if num_classes < 2:
-            raise ValueError(f"`num_classes` must be at least 2, got {num_classes}")
-        self.net = resolve_net(net, num_classes)
         self.attack = attack
         self.regularizer = regularizer
-        self.num_classes = num_classes
-        self.optimizer = optimizer
-        self.lr_scheduler = lr_scheduler
-        self.lr_peak = parse_number(lr_peak, "lr_peak")
-        self.lr_scheduler_interval = lr_scheduler_interval
-        self.input_key = input_key
-        self.label_key = label_key
         self.eval_attacks = _eval_attacks(eval_attacks, attack)
-        self.train_accuracy = make_accuracy(num_classes)
-        # One for each dataloader of a split, made when the split starts and its dataloaders are known.
-        self.val_metrics = nn.ModuleList()
-        self.test_metrics = nn.ModuleList()
         self._has_warned = False  # of masked gradients, in this fit
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Compute the logits [B, num_classes] of images [B, C, H, W]."""
-        logits: Tensor = self.net(x)
-        return logits
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Attack the batch and give the loss, on the adversarial examples or as the regularizer has it."""
@@ -154,115 +126,19 @@ class AdversarialTraining(LightningModule):
         """Start a new run."""
         self._has_warned = False
 
-    def on_validation_start(self) -> None:
-        """Make the metrics of each validation dataloader."""
-        self._start_evaluation("val")
-
-    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Evaluate clean and adversarial accuracy on a validation batch."""
-        self._evaluate("val", batch, batch_idx, dataloader_idx)
-
-    def on_validation_end(self) -> None:
-        """Warn of masked gradients."""
-        self._end_evaluation("val")
-
-    def on_test_start(self) -> None:
-        """Make the metrics of each test dataloader."""
-        self._start_evaluation("test")
-
-    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Evaluate clean and adversarial accuracy on a test batch."""
-        self._evaluate("test", batch, batch_idx, dataloader_idx)
-
-    def on_test_end(self) -> None:
-        """Warn of masked gradients."""
-        self._end_evaluation("test")
-
-    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
-        """Compute the logits of a batch: bare images, or a batch that holds them at ``input_key``."""
-        logits: Tensor = self(batch if isinstance(batch, Tensor) else batch[self.input_key])
-        return logits
-
-    def _loaders(self, split: str) -> Any:
-        return getattr(self.trainer, f"{split}_dataloaders")
-
     def _attacks(self) -> dict[str, Attack]:
         return {"adv": self.attack.for_evaluation(), **self.eval_attacks}
 
-    def _start_evaluation(self, split: str) -> None:
-        evaluations: Any = getattr(self, f"{split}_metrics")
-        attacks = list(self._attacks())
-        if any(evaluation.attacks != attacks for evaluation in evaluations):  # `eval_attacks` has been changed
-            evaluations = nn.ModuleList()
-            setattr(self, f"{split}_metrics", evaluations)
-        while len(evaluations) < len(flatten_loaders(self._loaders(split))):
-            evaluations.append(Evaluation(self.num_classes, attacks).to(self.device))
-        for evaluation in evaluations:
-            evaluation.counts.zero_()
-
-    def _evaluate(self, split: str, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
-        evaluation: Any = getattr(self, f"{split}_metrics")[dataloader_idx]
-        x, y = split_batch(batch, self.input_key, self.label_key)
-        loaders = self._loaders(split)
-        real = count_real(flatten_loaders(loaders)[dataloader_idx], batch_idx, len(y))
-        if real:
-            seed = batch_idx * self.trainer.world_size + self.trainer.global_rank
-            evaluation.update(self.net, self._attacks(), x[:real], y[:real], seed)
-        name = loader_names(loaders)[dataloader_idx]
-        for metric_name, metric in evaluation.metrics.items():
-            self.log(
-                f"{split}/{metric_name}" + ("" if name is None else f"/{name}"),
-                metric,
-                prog_bar=metric_name == "acc_pgd",
-                batch_size=real,
-                add_dataloader_idx=name is None,
-                # Lightning looks metrics up by attribute once, maybe before this one was made.
-                metric_attribute=f"{split}_metrics.{dataloader_idx}.metrics.{metric_name}",
-            )
-
     def _end_evaluation(self, split: str) -> None:
-        evaluations: Any = getattr(self, f"{split}_metrics")
-        names = loader_names(self._loaders(split))
-        logged = self.trainer.callback_metrics  # the same on every rank already
-        table: dict[str, dict[str, float]] = {}
         has_warned = self._has_warned
-        for index, name in enumerate(names):
-            end = f"/{name}" if name is not None else f"/dataloader_idx_{index}" if len(names) > 1 else ""
-            keys = {key: f"{split}/{key}{end}" for key in evaluations[index].metrics if key.startswith("acc")}
-            accuracies = {key: float(logged[logged_as]) for key, logged_as in keys.items() if logged_as in logged}
-            counts = self.trainer.strategy.reduce(evaluations[index].counts, reduce_op="sum")
-            symptom = find_masking(self._attacks(), accuracies, counts)
+        for outcome in self._outcomes(split):
+            counts = self.trainer.strategy.reduce(outcome.evaluation.counts, reduce_op="sum")
+            symptom = find_masking(self._attacks(), outcome.accuracies, counts)
             if symptom is not None and not self._has_warned and not self.trainer.sanity_checking:
-                rank_zero_warn(f"{split}{end}: {symptom}")
+                rank_zero_warn(f"{split}{outcome.end}: {symptom}")
                 has_warned = self.trainer.state.fn == "fit"
-            if name is not None and accuracies:
-                table[name] = accuracies
         self._has_warned = has_warned
-        if split == "test" and table:
-            self.print(summarize(table))  # Lightning's own table cuts the names off
-
-    def configure_optimizers(self) -> Any:
-        """Build the optimizer and its schedule."""
-        optimizer = self.optimizer(parameter for parameter in self.parameters() if parameter.requires_grad)
-        if self.lr_scheduler == "constant":
-            return optimizer
-        if callable(self.lr_scheduler):
-            schedule = {"scheduler": self.lr_scheduler(optimizer), "interval": self.lr_scheduler_interval}
-            return {"optimizer": optimizer, "lr_scheduler": schedule}
-        steps = self.trainer.estimated_stepping_batches
-        if steps == float("inf"):
-            raise MisconfigurationException(
-                "lr_scheduler='triangular' needs to know where the run ends: set the Trainer's `max_epochs` or "
-                "`max_steps`, or take lr_scheduler='constant'"
-            )
-        triangular = LambdaLR(optimizer, partial(_triangle, steps=int(steps), peak=self.lr_peak))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": triangular, "interval": "step"}}
-
-
-def _triangle(step: int, steps: int, peak: float) -> float:
-    """Height at ``step`` of the triangle 0 -> 1 -> 0; its feet stand one step outside the run, where they cost none."""
-    at = (step + 1) / (steps + 1)
-    return max(0.0, 1 - abs(at / peak - 1 if at < peak else (at - peak) / (1 - peak)))
+        super()._end_evaluation(split)
 
 
 def _eval_attacks(given: dict[str, Attack] | None, attack: Attack) -> dict[str, Attack]:
