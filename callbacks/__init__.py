@@ -6,23 +6,29 @@ from pl_robust._lazy import attach
 
 __all__ = (
     "CatastrophicOverfittingDetector",
+    "CorruptionEvaluator",
     "CurvatureLogger",
     "EpsSchedule",
     "ExactResume",
+    "PRIMETransform",
 )
 
 if TYPE_CHECKING:
     from pl_robust.callbacks.catastrophic_overfitting import CatastrophicOverfittingDetector
+    from pl_robust.callbacks.corruption_evaluator import CorruptionEvaluator
     from pl_robust.callbacks.curvature import CurvatureLogger
     from pl_robust.callbacks.eps_schedule import EpsSchedule
     from pl_robust.callbacks.exact_resume import ExactResume
+    from pl_robust.callbacks.prime_transform import PRIMETransform
 else:
     __getattr__, __dir__ = attach(
         __name__,
         {
             "CatastrophicOverfittingDetector": "catastrophic_overfitting",
+            "CorruptionEvaluator": "corruption_evaluator",
             "CurvatureLogger": "curvature",
             "EpsSchedule": "eps_schedule",
             "ExactResume": "exact_resume",
+            "PRIMETransform": "prime_transform",
         },
     )
