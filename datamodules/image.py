@@ -9,6 +9,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
+from torchvision.transforms.v2 import functional as vision
 
 from pl_robust._lightning import LightningDataModule, rank_zero_info
 from pl_robust.datamodules._image_dataset import ImageDataset, collate_images
@@ -52,7 +53,8 @@ class ImageDataModule(LightningDataModule):
         augment: shift training images at random by up to 4 pixels (digits: 1), and mirror them where that keeps the
             class (cifar10, cifar100, fashion_mnist, imagefolder). Off by default, so that the data is what the files
             hold and a feature can be injected into it as published; turn it on to train for accuracy.
-        image_size: side in pixels to which images of an imagefolder are resized (shorter side, then centre crop).
+        image_size: side in pixels to which images of an imagefolder are resized (shorter side, then centre crop), or
+            the digits (bilinear; the shift grows with them).
         num_workers: loader processes. Decoded images in memory need none.
         seed: of the validation split.
         in_memory: keep an imagefolder decoded; ``None``: if a split takes at most 4 GiB. All others always are.
@@ -98,8 +100,10 @@ class ImageDataModule(LightningDataModule):
             raise ValueError(f"`val_fraction` must be in [0, 1), got {val_fraction!r}")
         if num_workers < 0:
             raise ValueError(f"`num_workers` must be 0 or more, got {num_workers!r}")
-        if image_size is not None and (name != "imagefolder" or image_size < 1):
-            raise ValueError(f"`image_size` must be positive and is for 'imagefolder', got {image_size!r} for {name!r}")
+        if image_size is not None and (name not in ("imagefolder", "digits") or image_size < 1):
+            raise ValueError(
+                f"`image_size` must be positive and is for 'imagefolder' and 'digits', got {image_size!r} for {name!r}"
+            )
         # Attributes, not `hparams`: LightningCLI gives a datamodule inside another one the outer one's hparams.
         self.dataset = name
         self.data_dir = data_dir
@@ -124,11 +128,10 @@ class ImageDataModule(LightningDataModule):
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W); an imagefolder's are always RGB, and its first file tells the size if ``image_size`` does not."""
-        if self.dataset != "imagefolder":
-            return SPECS[self.dataset].shape
+        channels = 3 if self.dataset == "imagefolder" else SPECS[self.dataset].shape[0]
         if self.image_size is not None:
-            return (3, self.image_size, self.image_size)
-        return FolderImages(self.data_dir, "train", None).shape
+            return (channels, self.image_size, self.image_size)
+        return SPECS[self.dataset].shape if self.dataset in SPECS else FolderImages(self.data_dir, "train", None).shape
 
     def prepare_data(self) -> None:
         """Fetch the files, on one process; torchvision checks them by checksum and fetches only what is missing."""
@@ -169,7 +172,8 @@ class ImageDataModule(LightningDataModule):
 
     def _load(self, split: str) -> tuple[Tensor | FolderImages, Tensor]:
         if self.dataset != "imagefolder":
-            return read_named(self.dataset, self.data_dir, train=split == "train")
+            images, labels = read_named(self.dataset, self.data_dir, train=split == "train")
+            return (images if self.image_size is None else _resize_digits(images, self.image_size)), labels
         folder = FolderImages(self.data_dir, split, self.image_size)
         size = len(folder) * torch.Size(folder.shape).numel()
         if self.in_memory is False or (self.in_memory is None and size > _MEMORY_LIMIT):
@@ -180,6 +184,8 @@ class ImageDataModule(LightningDataModule):
     def _dataset(self, images: Tensor | FolderImages, labels: Tensor, augment: bool) -> ImageDataset:
         spec = SPECS.get(self.dataset)
         padding, flip, levels = (FOLDER_PADDING, True, 255) if spec is None else (spec.padding, spec.flip, spec.levels)
+        if spec is not None and self.image_size is not None:
+            padding, levels = max(1, round(padding * self.image_size / spec.shape[1])), 255
         return ImageDataset(images, labels, levels, padding if augment else 0, flip and augment)
 
     def _loader(self, split: str, shuffle: bool = False) -> DataLoader[Any]:
@@ -210,3 +216,10 @@ class ImageDataModule(LightningDataModule):
     def predict_dataloader(self) -> DataLoader[Any]:
         """The test batches, with labels."""
         return self._loader("test")
+
+
+def _resize_digits(images: Tensor, size: int) -> Tensor:
+    """Digits with levels 0 to 16 as larger ones with levels 0 to 255, which lie between."""
+    levels = images * (255 / SPECS["digits"].levels)
+    resized: Tensor = vision.resize(levels, [size, size], antialias=True)
+    return resized.round().to(torch.uint8)

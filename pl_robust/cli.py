@@ -10,18 +10,21 @@ from typing import Any
 
 from pl_robust import __version__
 from pl_robust._cli_errors import ROOMS, ConfigurationError, explain
+from pl_robust._corrupt_command import corrupt_command
 
 _HELP = f"""\
 pl-robust {__version__}: robustness and deep-learning-theory tools for PyTorch Lightning
 
 usage: pl-robust {{fit,validate,test,predict}} --config FILE.yaml [--{{model,data,trainer}}.ARG VALUE ...]
+       pl-robust corrupt --data CLASS [--data.ARG VALUE ...] --out_dir FOLDER [--table TABLE]
 
   fit        train a module on a datamodule
   validate   evaluate a checkpoint on the validation data
   test       evaluate a checkpoint on the test data
   predict    compute a network's answers
+  corrupt    write the test images under the common corruptions, as CIFAR-10-C has them
 
-  pl-robust fit --help                              every option
+  pl-robust fit --help                              every option; likewise corrupt --help
   pl-robust fit --model.help AdversarialTraining    the options of one class
   pl-robust fit --config FILE.yaml --print_config   the whole configuration, defaults included
   pl-robust --version
@@ -44,7 +47,10 @@ def main(args: Sequence[str] | None = None) -> None:
         print(f"pl-robust {__version__}")
     else:
         try:
-            run(None if args is None else arguments)
+            if arguments[0] == "corrupt":
+                corrupt_command(arguments[1:])
+            else:
+                run(None if args is None else arguments)
         except ConfigurationError as error:
             print(f"pl-robust: error: {error}", file=sys.stderr)
             raise SystemExit(2) from None

@@ -13,20 +13,22 @@ from torch import Tensor, nn
 
 from pl_robust._lightning import MisconfigurationException
 from pl_robust.attacks import FGSM, NFGSM, PGD, TorchAttacks
-from pl_robust.callbacks import CatastrophicOverfittingDetector, EpsSchedule
+from pl_robust.callbacks import CatastrophicOverfittingDetector, CorruptionEvaluator, EpsSchedule, PRIMETransform
 from pl_robust.cli import main
-from pl_robust.datamodules import ImageDataModule, InjectedFeatureDataModule
+from pl_robust.datamodules import CorruptedImageDataModule, ImageDataModule, InjectedFeatureDataModule
 from pl_robust.datamodules._injection import Injection
 from pl_robust.losses import TRADES, GradAlign
+from pl_robust.metrics import MeanCorruptionError
 from pl_robust.models import Normalize, PreActResNet, SmallCNN
-from pl_robust.modules import AdversarialTraining
-from pl_robust.transforms import DCTLowPass, dct_carrier, dct_low_pass
+from pl_robust.modules import AdversarialTraining, AugmentedTraining
+from pl_robust.transforms import AugMix, Corruption, DCTLowPass, corrupt, dct_carrier, dct_low_pass
 
 pytestmark = pytest.mark.lightning
 
 NET = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
 X = torch.full((4, 3, 2, 2), 0.5)
 Y = torch.tensor([0, 1, 2, 0])
+IMAGES = torch.full((4, 3, 16, 16), 0.5)
 
 
 def changed(index: tuple[int, ...], value: float) -> Tensor:
@@ -197,6 +199,39 @@ OTHERS: dict[str, tuple[Callable[[], Any], str]] = {
     "too much validation": (lambda: ImageDataModule("digits", val_fraction=1.0), r"`val_fraction`.*got 1.0"),
     "beta in words": (lambda: InjectedFeatureDataModule(ImageDataModule("digits"), "much"), r"`beta` must be a number"),
     "too many carriers": (lambda: dct_carrier(1000, 4), r"`num_classes` must be.*got 1000"),
+    "unknown corruption": (lambda: corrupt(IMAGES, "mist", 3), r"`name` must be one of gaussian_noise, .*got 'mist'"),
+    "severity of 6": (lambda: Corruption("fog", 6), r"`severity` must be from 1 to 5, got 6"),
+    "corrupted icon": (lambda: corrupt(X, "fog", 3), r"at least 16.*got"),
+    "corrupted bytes": (
+        lambda: corrupt((IMAGES * 255).byte(), "fog", 3),
+        r"floating-point tensor in \[0, 1\], got torch.uint8; divide uint8 images by 255",
+    ),
+    "seeds for fewer images": (lambda: corrupt(IMAGES, "fog", 3, seeds=torch.arange(3)), r"`seeds`.*got"),
+    "unknown corruption to evaluate": (
+        lambda: CorruptionEvaluator(["mist"]),
+        r"must be among gaussian_noise, .* got mist",
+    ),
+    "unknown table": (
+        lambda: CorruptionEvaluator(table="cifar10"),  # type: ignore[arg-type]
+        r"`table` must be one of cifar, tiny_imagenet, imagenet",
+    ),
+    "severity of 6 in mCE": (lambda: MeanCorruptionError(severities=[6]), r"`severities` must be some of 1 to 5"),
+    "baseline in percent": (
+        lambda: MeanCorruptionError(["fog"], baseline={"fog": 81.9}),
+        r"divide percents by 100",
+    ),
+    "augmentation of no name": (
+        lambda: PRIMETransform("cifar10"),  # type: ignore[arg-type]
+        r"`transform` must be 'cifar', 'imagenet' or a batch augmentation such as AugMix\(\), got 'cifar10'",
+    ),
+    "augmentation without a generator": (
+        lambda: PRIMETransform(nn.ReLU()),
+        r"must take images and `generator`.* and ReLU does not: wrap it",
+    ),
+    "two views": (lambda: PRIMETransform(views=2), r"`views` must be 1, or 3 for .*, got 2"),  # type: ignore[arg-type]
+    "severity of AugMix": (lambda: AugMix(severity=30), r"`severity` must lie between 1 and 10.*got 30"),
+    "negative weight": (lambda: AugmentedTraining(NET, jsd_weight=-1), r"`jsd_weight` must be .*got -1"),
+    "corrupted data of nothing": (lambda: CorruptedImageDataModule(), r"give `base`, .* or `data_dir`"),
     "tiny image": (lambda: SmallCNN()(torch.rand(1, 1, 4, 4)), r"at least 8.*got"),
     "wrong channels": (lambda: SmallCNN()(torch.rand(1, 3, 8, 8)), r"1 channel.*got|got.*3"),
     "std missing": (lambda: Normalize([0.5], []), r"`std`.*\bmean|`mean`.*`std`"),
@@ -235,7 +270,7 @@ CONFIGURATIONS: dict[str, tuple[list[str], str]] = {
         ["--model=AdversarialTrainin"],
         "no class 'AdversarialTrainin'; did you mean 'AdversarialTraining'",
     ),
-    "class of the data": (["--data=ImageDatamodule"], "There are: ImageDataModule, InjectedFeatureDataModule"),
+    "class of the data": (["--data=ImageDatamodule"], "There are: CorruptedImageDataModule, ImageDataModule"),
     "class of the attack": (
         ["--model.attack=FGSMM"],
         "no class 'FGSMM'; did you mean 'FGSM'? There are: FGSM, NFGSM, PGD",
@@ -248,6 +283,14 @@ CONFIGURATIONS: dict[str, tuple[list[str], str]] = {
     "class of the regularizer": (
         ["--model.regularizer=GradAlig"],
         "no class 'GradAlig'; did you mean 'GradAlign'? There are: GradAlign, TRADES",
+    ),
+    "augmentation's argument": (
+        [
+            "--trainer.callbacks+=PRIMETransform",
+            "--trainer.callbacks.transform=AugMix",
+            "--trainer.callbacks.transform.severty=3",
+        ],
+        "AugMix has no argument 'severty'; did you mean 'severity'?",
     ),
     "command": ([], "invalid choice: 'fitt'"),
 }

@@ -45,7 +45,7 @@ def namespace(tmp_path: Path) -> dict[str, Any]:
     return names
 
 
-@pytest.mark.parametrize("part", [part for part in ROWS if part != "`pl-robust`"])
+@pytest.mark.parametrize("part", [part for part in ROWS if not part.startswith("`pl-robust")])
 @pytest.mark.filterwarnings("ignore:.fit.ckpt_path=")
 def test_the_three_lines_of_each_part_run(part: str, tmp_path: Path) -> None:
     code = ROWS[part].replace('"cifar10"', '"digits"').replace("max_epochs=30", "max_epochs=1")

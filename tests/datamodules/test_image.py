@@ -309,6 +309,48 @@ def test_imagefolder_uses_its_own_validation_images(tmp_path: Path) -> None:
         only.train_dataloader()
 
 
+@pytest.mark.parametrize("size", [4, 8, 16, 25])
+def test_digits_of_another_size_are_interpolated(size: int) -> None:
+    data = ImageDataModule("digits", image_size=size)
+    assert data.image_shape == (1, size, size)
+    data.setup("test")
+    x, y = _cat(data.test_dataloader())
+    small = ImageDataModule("digits")
+    small.setup("test")
+    before, labels = _cat(small.test_dataloader())
+    assert torch.equal(y, labels)
+    assert x.shape == (497, 1, size, size)
+    torch.testing.assert_close(x * 255, (x * 255).round(), atol=1e-4, rtol=0)  # levels of 8 bits
+    expected = torch.nn.functional.interpolate(before, size=size, mode="bilinear", antialias=True)
+    assert (x - expected).abs().max() <= 0.501 / 255
+    if size == 8:
+        assert (x - before).abs().max() <= 0.501 / 255
+
+
+def test_larger_digits_are_shifted_further() -> None:
+    for size, furthest in ((None, 1), (16, 2), (32, 4)):
+        data = ImageDataModule("digits", image_size=size, augment=True)
+        data.setup("fit")
+        plain = ImageDataModule("digits", image_size=size)
+        plain.setup("fit")
+        still = plain.train_dataloader().dataset
+        shifted = data.train_dataloader().dataset
+        shifts = set()
+        for index in range(60):
+            x, y = still[index][0][0], shifted[index][0][0]
+            padded = torch.nn.functional.pad(x, (furthest,) * 4)
+            side = len(x)
+            found = [
+                (row, column)
+                for row in range(2 * furthest + 1)
+                for column in range(2 * furthest + 1)
+                if torch.equal(padded[row : row + side, column : column + side], y)
+            ]
+            assert found
+            shifts.update(found if len(found) == 1 else [])
+        assert {row for row, _ in shifts} == set(range(2 * furthest + 1))
+
+
 def test_images_of_other_sizes_need_image_size(tmp_path: Path) -> None:
     _write_folder(tmp_path, sizes=((12, 10), (20, 30)))
     with pytest.raises(ValueError, match=r"size of the first, \(10, 12\).*has \(30, 20\); give `image_size=`"):
@@ -441,7 +483,8 @@ def test_a_data_set_around_ours_still_collates() -> None:
         ({"eval_batch_size": -1}, "`eval_batch_size` must be a positive integer, got -1"),
         ({"val_fraction": 1.0}, r"`val_fraction` must be in \[0, 1\), got 1.0"),
         ({"num_workers": -1}, "`num_workers` must be 0 or more"),
-        ({"image_size": 16}, "is for 'imagefolder', got 16 for 'digits'"),
+        ({"name": "mnist", "image_size": 16}, "is for 'imagefolder' and 'digits', got 16 for 'mnist'"),
+        ({"image_size": 0}, "`image_size` must be positive .* got 0 for 'digits'"),
         ({"name": "imagefolder", "image_size": 0}, "`image_size` must be positive"),
     ],
 )

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 import yaml
 from PIL import Image
 
-from pl_robust.callbacks import CatastrophicOverfittingDetector
+from pl_robust.callbacks import CatastrophicOverfittingDetector, CorruptionEvaluator
 from pl_robust.cli import run
+from pl_robust.models import PreActResNet, Preprocessed
+from pl_robust.modules import AugmentedTraining
 from tests.examples.test_quickstart import QUIET
 
 pytestmark = pytest.mark.lightning
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-RECIPES = sorted(path.stem for pattern in ("cifar10_*.yaml", "svhn_*.yaml") for path in EXAMPLES.glob(pattern))
+AUGMENTED = sorted(path.stem for end in ("prime", "augmix") for path in EXAMPLES.glob(f"*_{end}.yaml"))
+RECIPES = sorted(
+    path.stem
+    for pattern in ("cifar10_*.yaml", "svhn_*.yaml")
+    for path in EXAMPLES.glob(pattern)
+    if path.stem not in AUGMENTED
+)
 
 
 @pytest.fixture
@@ -66,3 +74,83 @@ def test_eps_and_beta_are_arguments(images: str) -> None:
     assert detector.history  # it took its ball from the attack
     x, _ = next(iter(cli.datamodule.train_dataloader()))
     assert -4 / 255 - 1e-6 <= float(x.min()) < 0  # the feature is there, of this strength
+
+
+def small_augmented(stem: str, images: str, folder: Path) -> list[str]:
+    """The recipe with other images, a network that fits them, and a part of the corruptions; all else as it stands."""
+    config = yaml.safe_load((EXAMPLES / f"{stem}.yaml").read_text())
+    config["trainer"]["accelerator"] = "cpu"
+    net = config["model"]["init_args"]["net"]["init_args"]
+    if "net" in net:
+        net["net"]["init_args"].update(num_classes=10, weights=None)
+    else:
+        net["width"] = 4
+    data = {"name": "imagefolder", "data_dir": images, "batch_size": 16, "val_fraction": 0.1}
+    config["data"]["init_args"].update(data, num_workers=0, pin_memory=False, image_size=32)
+    evaluator = config["trainer"]["callbacks"][1]
+    evaluator["init_args"] = {**evaluator.get("init_args", {}), "severities": [5], "max_samples": 6}
+    (folder / "run.yaml").write_text(yaml.safe_dump(config))
+    return ["--config", str(folder / "run.yaml"), *QUIET, "--trainer.logger=false"]
+
+
+class Published(NamedTuple):
+    """What Modas et al. 2022 train with, but for the data."""
+
+    net: str
+    transform: Any
+    views: int
+    lr: float
+    weight_decay: float
+    lr_peak: float
+    clip: float | None
+    batch_size: int
+
+
+PUBLISHED = {
+    "cifar10_prime": Published("PreActResNet", "cifar", 3, 0.2, 5e-4, 0.25, 0.5, 128),
+    "cifar10_augmix": Published(
+        "PreActResNet", {"class_path": "AugMix", "init_args": {"severity": 3}}, 3, 0.2, 5e-4, 0.25, 0.5, 128
+    ),
+    "imagenet100_prime": Published("ResNet", "imagenet", 3, 0.2, 1e-4, 0.25, 0.5, 256),
+    "imagenet_prime": Published("ResNet", "imagenet", 1, 0.01, 1e-4, 0.1, None, 256),
+}
+
+
+@pytest.mark.parametrize("stem", AUGMENTED)
+def test_every_recipe_against_corruptions_runs_with_the_published_hyperparameters(
+    stem: str, images: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    published = PUBLISHED[stem]
+    original = yaml.safe_load((EXAMPLES / f"{stem}.yaml").read_text())
+    assert original["trainer"]["max_epochs"] == 100
+    assert original["data"]["init_args"]["batch_size"] == published.batch_size
+    assert original["data"]["init_args"]["augment"] is True
+    assert original["data"]["init_args"].get("image_size", 32) == (32 if "cifar" in stem else 224)
+    cli: Any = run(["fit", *small_augmented(stem, images, tmp_path), "--trainer.fast_dev_run=2"])
+    module, trainer = cli.model, cli.trainer
+    assert isinstance(module, AugmentedTraining)
+    assert isinstance(module.net, PreActResNet | Preprocessed)
+    bare = module.net.net if isinstance(module.net, Preprocessed) else module.net
+    assert type(bare).__name__ == published.net
+    normalize: Any = module.net.transform if isinstance(module.net, Preprocessed) else module.net.normalize
+    assert normalize.mean.flatten().tolist() == pytest.approx(
+        [0.4914, 0.4822, 0.4465] if "cifar" in stem else [0.485, 0.456, 0.406]
+    )
+    (optimizer,) = trainer.optimizers
+    assert type(optimizer) is torch.optim.SGD
+    kept = {key: optimizer.defaults[key] for key in ("lr", "momentum", "nesterov", "weight_decay")}
+    assert kept == {"lr": published.lr, "momentum": 0.9, "nesterov": True, "weight_decay": published.weight_decay}
+    assert (module.lr_scheduler, module.lr_peak, module.jsd_weight) == ("one_cycle", published.lr_peak, 12)
+    assert trainer.gradient_clip_val == published.clip
+    given = original["trainer"]["callbacks"][0]
+    assert given == {
+        "class_path": "PRIMETransform",
+        "init_args": {"transform": published.transform, "views": published.views},
+    }
+    (evaluator,) = (callback for callback in trainer.callbacks if isinstance(callback, CorruptionEvaluator))
+    assert evaluator.baseline == ("alexnet" if stem == "imagenet_prime" else None)
+
+    assert trainer.global_step == 2
+    (metrics,) = trainer.test(module, cli.datamodule, verbose=False)
+    assert {"test/acc", "corruption/mean_acc", "corruption/mce", "corruption/fog/acc"} < set(metrics)
+    assert "jpeg_compression" in capsys.readouterr().out  # the table
