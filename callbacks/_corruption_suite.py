@@ -14,37 +14,11 @@ from pl_robust.attacks._target import Normalization
 from pl_robust.attacks._threat_model import per_channel
 from pl_robust.metrics import MeanCorruptionError
 from pl_robust.metrics._baseline import CLEAN
-from pl_robust.metrics.mean_corruption_error import check_corruptions
 from pl_robust.transforms._corruptions.tables import TableName
 from pl_robust.transforms._primitive import check_images
-from pl_robust.transforms.corruption import CORRUPTIONS, EXTRA_CORRUPTIONS, corrupt
+from pl_robust.transforms.corruption import corrupt, table_for
 
 _SLACK = 1e-2  # of a level of 8 bits: what normalizing and back may have done
-
-
-def name_corruptions(corruptions: str | Sequence[str]) -> tuple[str, ...]:
-    """Name the types of ``"benchmark"`` or ``"all"``, or check the names that are given.
-
-    Raises:
-        ValueError: if they are not as described.
-        TypeError: if it is neither a name nor a list of names.
-    """
-    known = (*CORRUPTIONS, *EXTRA_CORRUPTIONS)
-    if isinstance(corruptions, str):
-        if corruptions not in ("benchmark", "all"):
-            raise ValueError(f"`corruptions` must be 'benchmark', 'all' or a list of names, got {corruptions!r}")
-        return CORRUPTIONS if corruptions == "benchmark" else known
-    names = check_corruptions(corruptions)
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise ValueError(f"`corruptions` must be among {', '.join(known)}, got {', '.join(unknown)}")
-    return names
-
-
-def table_for(x: Tensor) -> TableName:
-    """Name the table made for images of about this size: CIFAR's were 32 pixels, Tiny ImageNet's 64, ImageNet's 224."""
-    side = min(x.shape[-2:])
-    return "cifar" if side <= 48 else "tiny_imagenet" if side <= 96 else "imagenet"
 
 
 @dataclass(frozen=True)
@@ -103,7 +77,7 @@ class CorruptionSuite:
             TypeError: as ``inspect`` does.
             ValueError: likewise.
         """
-        table = self.table or table_for(x)
+        table = self.table or table_for(x.shape)
         seeds = _seeds(places).to(x.device)
         with probe(module), torch.no_grad():
             images, logits = self._clean(trainer, module, x, y)

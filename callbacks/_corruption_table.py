@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pl_robust._figure import publish_figure
-from pl_robust._lightning import Trainer
+from pl_robust._lightning import LightningModule, Trainer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -130,23 +130,26 @@ class CorruptionTable:
         return [*rows, ("", "mean", [*means, self.mean_accuracy], self.mce)]
 
 
-def publish_table(trainer: Trainer, table: CorruptionTable, name: str, directory: str | None) -> None:
+def publish_table(
+    trainer: Trainer, pl_module: LightningModule, table: CorruptionTable, name: str, directory: str | None
+) -> None:
     """Print a table, write it as CSV and Markdown, and give its heat map to the loggers. Call it on rank zero only.
 
     Args:
         trainer: the trainer.
+        pl_module: the module, which prints.
         table: what to show.
         name: such as ``corruption/val``, the beginning of the figure's tag and, with ``_`` for ``/``, of the files'
             names.
         directory: folder of the files; None writes none.
     """
-    trainer.print(table.text())
+    pl_module.print(table.text())
     if directory is not None:
         path = Path(directory) / name.replace("/", "_")
         path.parent.mkdir(parents=True, exist_ok=True)
         for ending, text in ((".csv", table.csv()), (".md", table.markdown())):
             path.with_name(path.name + ending).write_text(text, encoding="utf-8")
-        trainer.print(f"Table: {path}.csv, {path}.md")
+        pl_module.print(f"Table: {path}.csv, {path}.md")
     if trainer.loggers:
         publish_figure(trainer, f"{name}_heat_map", table.heat_map(), directory)
 

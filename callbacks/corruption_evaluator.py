@@ -20,12 +20,14 @@ from pl_robust._lightning import (
 )
 from pl_robust._number import check_count
 from pl_robust.attacks._target import Normalization, check_choices
-from pl_robust.callbacks._corruption_suite import CorruptionSuite, name_corruptions, table_for
+from pl_robust.callbacks._corruption_suite import CorruptionSuite
 from pl_robust.callbacks._corruption_table import CorruptionTable, publish_table
 from pl_robust.callbacks._places import Places, find_loader
 from pl_robust.metrics import MeanCorruptionError
 from pl_robust.metrics._baseline import CLEAN, Baseline
+from pl_robust.metrics._corruption_names import corruption_names
 from pl_robust.transforms._corruptions.tables import TableName
+from pl_robust.transforms.corruption import table_for
 
 
 class CorruptionEvaluator(Callback):
@@ -98,7 +100,7 @@ class CorruptionEvaluator(Callback):
         prefix: str = "corruption",
     ) -> None:
         super().__init__()
-        names = name_corruptions(corruptions)
+        names = corruption_names(corruptions)
         if table is not None and table not in get_args(TableName):
             raise ValueError(f"`table` must be one of {', '.join(get_args(TableName))} or None, got {table!r}")
         for argument, count in (("every_n_epochs", every_n_epochs), ("max_samples", max_samples)):
@@ -250,7 +252,7 @@ class CorruptionEvaluator(Callback):
         if not places:
             return
         if self._metric is not None:
-            self._table = self._suite.table or table_for(x)
+            self._table = self._suite.table or table_for(x.shape)
             self._suite.count(trainer, pl_module, x, y, places, self._metric)
         elif not self._has_inspected:
             self._has_inspected = True
@@ -308,7 +310,7 @@ class CorruptionEvaluator(Callback):
             return
         if trainer.is_global_zero and self._has_news:
             name = f"{self._logged_as}/{'test' if stage == 'test' else 'val'}"
-            publish_table(trainer, self._tabulate(rows[-1]), name, directory)
+            publish_table(trainer, pl_module, self._tabulate(rows[-1]), name, directory)
         self._has_news = False
 
     def _tabulate(self, row: dict[str, Any]) -> CorruptionTable:

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from pl_robust._batch import replace_entry, take_entry
 from pl_robust.transforms._corruptions.tables import TableName
-from pl_robust.transforms.corruption import corrupt
+from pl_robust.transforms.corruption import corrupt, table_for
 
 
 class CorruptLater:
@@ -96,12 +96,6 @@ class PendingCorruption:
 
     def __getitem__(self, key: Any) -> Any:
         return self.how.corrupt(self.batch, self.index)[key]
-
-
-def table_for(shape: Sequence[int]) -> TableName:
-    """Which table suits images of a size: that of the benchmark with the nearest one, 32, 64 or 224 pixels a side."""
-    side = min(shape[-2:])
-    return "cifar" if side <= 48 else "tiny_imagenet" if side <= 96 else "imagenet"
 
 
 def indexed_loader(loader: Any, in_order: bool = False) -> DataLoader[Any]:

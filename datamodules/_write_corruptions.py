@@ -28,9 +28,10 @@ from pl_robust.datamodules._corruption_manifest import (
     replacing,
     write_manifest,
 )
-from pl_robust.datamodules._corruption_names import Corruptions, corruption_names
-from pl_robust.datamodules._pending_corruption import CorruptLater, indexed_loader, table_for
+from pl_robust.datamodules._pending_corruption import CorruptLater, indexed_loader
+from pl_robust.metrics._corruption_names import Corruptions, corruption_names
 from pl_robust.transforms._corruptions.tables import TableName
+from pl_robust.transforms.corruption import table_for
 
 
 def write_corruptions(

@@ -24,12 +24,12 @@ from pl_robust._number import check_count
 from pl_robust.datamodules._corruption_arrays import CorruptionArrays
 from pl_robust.datamodules._corruption_folders import CorruptionFolders
 from pl_robust.datamodules._corruption_manifest import read_manifest
-from pl_robust.datamodules._corruption_names import Corruptions, corruption_names
 from pl_robust.datamodules._image_dataset import collate_images
 from pl_robust.datamodules._image_source import folder_classes
 from pl_robust.datamodules._pending_corruption import CorruptLater, PendingCorruption, indexed_loader
 from pl_robust.datamodules._wrapper import DataModuleWrapper, _overrides
 from pl_robust.datamodules.image import ImageDataModule
+from pl_robust.metrics._corruption_names import Corruptions, corruption_names
 from pl_robust.metrics.mean_corruption_error import check_severities
 from pl_robust.transforms._corruptions.tables import TableName
 

@@ -49,8 +49,11 @@ def count_real(loader: Any, batch_idx: int, size: int) -> int:
     Returns:
         How many of the batch's first samples count, 0 to ``size``.
     """
-    sampler = getattr(loader, "sampler", None)
-    if not isinstance(sampler, DistributedSampler) or sampler.drop_last or loader.batch_size is None:
+    # A batch sampler of the user's own holds the sampler that counts; the loader's is a default then.
+    batches = getattr(loader, "batch_sampler", None)
+    sampler = getattr(batches, "sampler", None)
+    batch_size = getattr(batches, "batch_size", None)
+    if not isinstance(sampler, DistributedSampler) or sampler.drop_last or batch_size is None:
         return size
     own = len(range(sampler.rank, len(sampler.dataset), sampler.num_replicas))  # type: ignore[arg-type]  # Dataset has no len
-    return max(0, min(size, own - batch_idx * int(loader.batch_size)))
+    return max(0, min(size, own - batch_idx * int(batch_size)))

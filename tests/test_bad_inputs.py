@@ -209,7 +209,7 @@ OTHERS: dict[str, tuple[Callable[[], Any], str]] = {
     "seeds for fewer images": (lambda: corrupt(IMAGES, "fog", 3, seeds=torch.arange(3)), r"`seeds`.*got"),
     "unknown corruption to evaluate": (
         lambda: CorruptionEvaluator(["mist"]),
-        r"must be among gaussian_noise, .* got mist",
+        r"must be among gaussian_noise, .* got 'mist'",
     ),
     "unknown table": (
         lambda: CorruptionEvaluator(table="cifar10"),  # type: ignore[arg-type]

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
 from pl_robust._dataloaders import count_real, flatten_loaders
@@ -21,6 +21,17 @@ def test_over_all_ranks_each_sample_counts_once(samples: int, ranks: int, shuffl
         for index, (batch,) in enumerate(loader):
             counted += batch[: count_real(loader, index, len(batch))].tolist()
     assert sorted(counted) == list(range(samples))
+
+
+def test_a_batch_sampler_of_the_users_own_counts_likewise() -> None:
+    dataset: Any = TensorDataset(torch.arange(7))
+    counted = []
+    for rank in range(2):
+        batches = BatchSampler(DistributedSampler(dataset, 2, rank, shuffle=False), 3, drop_last=False)
+        loader = DataLoader(dataset, batch_sampler=batches)
+        for index, (batch,) in enumerate(loader):
+            counted += batch[: count_real(loader, index, len(batch))].tolist()
+    assert sorted(counted) == list(range(7))
 
 
 def test_without_a_distributed_sampler_all_count() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -24,28 +25,29 @@ class SampleRandom:
     """
 
     def __init__(self, seeds: Tensor, stream: int) -> None:
-        low, high = seeds & 0xFFFFFFFF, (seeds >> 32) & 0xFFFFFFFF
-        # Two words of key for each row, every bit of both seed words and the stream in each.
-        self._keys = []
-        for word in (1, 2):
-            key = _hash(_wrap(low) ^ _signed(0x9E3779B9 * word))
-            key = _hash(key ^ _wrap(high))
-            self._keys.append(_hash(key + _signed(0x85EBCA6B * (stream + 1))))
+        self._seeds = seeds
+        self._stream = stream
         self._draws = 0
 
     @property
     def device(self) -> torch.device:
         """Where the numbers are drawn."""
-        return self._keys[0].device
+        return self._seeds.device
+
+    @cached_property
+    def _keys(self) -> Tensor:
+        """Make two words of key for each row, every bit of both seed words and the stream in each: int32 [2, B]."""
+        low, high = (_wrap(word) for word in (self._seeds & 0xFFFFFFFF, (self._seeds >> 32) & 0xFFFFFFFF))
+        keys = _hash_(torch.stack([low ^ _signed(0x9E3779B9 * word) for word in (1, 2)]))
+        return _hash_(_hash_(keys.bitwise_xor_(high)).add_(_signed(0x85EBCA6B * (self._stream + 1))))
 
     def _words(self, size: int) -> Tensor:
         """Draw 32 random bits for each row and counter: int32 [B, size]."""
         self._draws += 1
-        salt = _signed(0xC2B2AE35 * self._draws)
-        first, second = (_hash(key + salt)[:, None] for key in self._keys)
+        first, second = _hash_(self._keys + _signed(0xC2B2AE35 * self._draws))[..., None]
         counter = torch.arange(size, dtype=torch.int32, device=self.device)
         # The second word enters between the rounds: with one alone two rows would be shifted copies of each other.
-        return _hash(counter ^ first, second)
+        return _hash_(counter ^ first, second)
 
     def uniform(self, *shape: int) -> Tensor:
         """Draw from [0, 1): float32 [B, *shape], multiples of 2**-24."""
@@ -59,29 +61,25 @@ class SampleRandom:
     def normal(self, *shape: int) -> Tensor:
         """Draw from the normal distribution: float32 [B, *shape], by Box and Muller's transform of uniform pairs."""
         size = math.prod(shape)
-        pairs = self.uniform(2, (size + 1) // 2)
-        radius = pairs[:, 0].neg().log1p_().mul_(-2).sqrt_()
-        angle = pairs[:, 1] * (2 * math.pi)
-        both = torch.cat((radius * angle.cos(), radius * angle.sin()), 1)
-        return both[:, :size].reshape(-1, *shape)
+        radius, angle = self.uniform(2, (size + 1) // 2).unbind(1)
+        radius = radius.neg().log1p_().mul_(-2).sqrt_()
+        angle = angle * (2 * math.pi)
+        both = torch.stack((angle.cos(), angle.sin_()), 1).mul_(radius[:, None])
+        return both.flatten(1)[:, :size].reshape(-1, *shape)
 
 
-def _hash(x: Tensor, key: Tensor | int = 0) -> Tensor:
-    """Mix the bits of int32 words, a second key between the rounds."""
-    x = x ^ _shift(x, _SHIFTS[0])
-    x *= _signed(_MULTIPLIERS[0])
-    x ^= _shift(x, _SHIFTS[1])
-    x += key
-    x *= _signed(_MULTIPLIERS[1])
-    x ^= _shift(x, _SHIFTS[2])
-    x *= _signed(_MULTIPLIERS[2])
-    x ^= _shift(x, _SHIFTS[3])
+def _hash_(x: Tensor, key: Tensor | int = 0) -> Tensor:
+    """Mix the bits of int32 words in place, a second key between the rounds."""
+    part = torch.empty_like(x)
+    for step, bits in enumerate(_SHIFTS):
+        # Shifted right as if the words had no sign.
+        torch.bitwise_right_shift(x, bits, out=part)
+        x ^= part.bitwise_and_((1 << (32 - bits)) - 1)
+        if step == 1:
+            x += key
+        if step < len(_MULTIPLIERS):
+            x *= _signed(_MULTIPLIERS[step])
     return x
-
-
-def _shift(x: Tensor, bits: int) -> Tensor:
-    """Shift int32 words right as if they had no sign."""
-    return (x >> bits).bitwise_and_((1 << (32 - bits)) - 1)
 
 
 def _signed(word: int) -> int:

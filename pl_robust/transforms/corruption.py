@@ -24,7 +24,7 @@ Pixelate and JPEG compression do to 8-bit images what PIL does.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from numbers import Integral
 from typing import get_args
 
@@ -183,6 +183,12 @@ class Corruption:
             Images of the same shape, dtype and device, a new tensor.
         """
         return corrupt(x, self.name, self.severity, table=self.table, seeds=seeds, generator=generator)
+
+
+def table_for(shape: Sequence[int]) -> TableName:
+    """Name the table made for images of about this size: CIFAR's were 32 pixels, Tiny ImageNet's 64, ImageNet's 224."""
+    side = min(shape[-2:])
+    return "cifar" if side <= 48 else "tiny_imagenet" if side <= 96 else "imagenet"
 
 
 def _check_choice(name: str, severity: object, table: str) -> None:

@@ -42,7 +42,7 @@ def peak_memory(prime: PRIME, x: torch.Tensor, seed: int) -> float:
     events: Any = profiler.profiler
     changes = [event for event in events.kineto_results.events() if event.name() == "[memory]"]
     changes.sort(key=lambda event: event.start_ns())
-    return max(accumulate(event.nbytes() for event in changes)) / x.nbytes
+    return float(max(accumulate(event.nbytes() for event in changes)) / x.nbytes)
 
 
 def main() -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
 from pl_robust.metrics.mean_corruption_error import check_corruptions
 from pl_robust.transforms.corruption import CORRUPTIONS, EXTRA_CORRUPTIONS
 
-Corruptions: TypeAlias = Literal["benchmark", "all"] | list[str]
+Corruptions: TypeAlias = Literal["benchmark", "all"] | Sequence[str]
 
 
 def corruption_names(corruptions: Corruptions, must_be_known: bool = True) -> tuple[str, ...]:
