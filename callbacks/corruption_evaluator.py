@@ -43,12 +43,15 @@ class CorruptionEvaluator(Callback):
     * ``corruption/mean_acc``: their mean;
     * ``corruption/mce``: mean corruption error in percent (``metrics.MeanCorruptionError``),
 
-    where ModelCheckpoint and EarlyStopping find them; and, after ``validate``, ``test`` or ``fit``, prints the usual
-    table and leaves it in the run's folder as CSV and Markdown, with a heat map that goes to the loggers, too.
+    where ModelCheckpoint and EarlyStopping find them (with ``every_n_epochs=n`` they need
+    ``ModelCheckpoint(every_n_epochs=n)`` and ``EarlyStopping(strict=False)``: between the checks there is no value);
+    and, after ``validate``, ``test`` or ``fit``, prints the usual table and leaves it, if there is a logger, in the
+    run's folder as CSV and Markdown, with a heat map that goes to the loggers, too.
 
     An image's corruption is drawn from its index in the data set: it looks the same in every check, on any number of
-    ranks, in any batch size, and as in ``CorruptedImageDataModule``. (Iterable data has no index: there it is its place
-    in the order in which images come.) Images that ``DistributedSampler`` repeats are not counted twice.
+    ranks, in any batch size, and as in ``CorruptedImageDataModule``. (Iterable data has no index, and a sampler of
+    your own may leave images out: there it is the place in the order in which images come.) Images that
+    ``DistributedSampler`` repeats are not counted twice.
 
     It only looks: weights, buffers, gradients, optimizer and random numbers are bit for bit as without it. The history
     survives a resume; several can live in one Trainer (the second of the same ``prefix`` logs under ``corruption_2/``).
@@ -78,8 +81,8 @@ class CorruptionEvaluator(Callback):
             clean_acc, mean_acc, mce, and by type acc (one per severity) and ce (in percent). A new fit begins anew.
 
     Raises:
-        ValueError: at construction, for a value that is not allowed; at the first batch, for images outside [0, 1],
-            labels out of range, or answers that are no logits.
+        ValueError: at construction, for a value that is not allowed; at a batch that has them, for images outside
+            [0, 1], labels out of range, or answers that are no logits.
         TypeError: for an argument or images of another type.
         MisconfigurationException: if the strategy splits parameters, there is no such dataloader, or it shuffles.
     """

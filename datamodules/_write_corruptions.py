@@ -31,7 +31,7 @@ from pl_robust.datamodules._corruption_manifest import (
 from pl_robust.datamodules._pending_corruption import CorruptLater, indexed_loader
 from pl_robust.metrics._corruption_names import Corruptions, corruption_names
 from pl_robust.transforms._corruptions.tables import TableName
-from pl_robust.transforms.corruption import table_for
+from pl_robust.transforms.corruption import corrupt, table_for
 
 
 def write_corruptions(
@@ -48,6 +48,7 @@ def write_corruptions(
     ``out_dir`` gets one <name>.npy per corruption, uint8 [5 * n, H, W, C], severity after severity, labels.npy,
     int64 [5 * n], and corruptions.json: how they were made, and the checksum of each file. The seed of an image is its
     index. Killed at any moment and called again, it goes on behind the last complete file and ends with the same bytes.
+    One process at a time may write to a folder.
 
     Args:
         data: datamodule whose test images are to be corrupted: one loader of float [B, C, H, W] in [0, 1] with labels,
@@ -72,6 +73,9 @@ def write_corruptions(
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # the latter: torch built without CUDA
         raise ValueError(f"`device`={device!r} cannot be used: {str(error).splitlines()[0]}") from error
+    folder = Path(out_dir)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"`out_dir` must be a folder, {str(folder)!r} is none")
     data.prepare_data()
     data.setup("test")
     loaders = flatten_loaders(data.test_dataloader())
@@ -94,7 +98,8 @@ def write_corruptions(
             "sha256": digest,
         },
     }
-    folder = Path(out_dir)
+    for name in names:  # what cannot be corrupted is known before anything is written
+        corrupt(torch.zeros(1, *shape), name, SEVERITIES, table=table, seeds=torch.zeros(1, dtype=torch.long))
     manifest = _start(folder, made, [LABELS, *(f"{name}.npy" for name in names)])
     total = SEVERITIES * len(labels)
     if not _is_done(folder, LABELS, manifest):

@@ -47,10 +47,12 @@ class CorruptedImageDataModule(DataModuleWrapper):
       ``labels.npy``; memory-mapped, never loaded whole), or in that of ImageNet-C and Tiny-ImageNet-C
       (``[<group>/]<name>/<severity>/<class>/*``, class k being the k-th folder name, as in the clean data). Missing or
       differing files are refused in ``setup``, and so are those whose checksum is not that in the manifest which
-      ``pl-robust corrupt`` writes. ``base``, if there is one, brings the clean data.
+      ``pl-robust corrupt`` writes. ``base``, if there is one, brings the clean data; its batches must be (x, y), too.
 
     ``test_dataloader`` gives a dict of loaders: ``"clean"``, then ``"<name>/<severity>"``, so that
     ``AdversarialTraining`` logs test/acc/fog/3 and prints a table (Lightning 1 takes no dict: a list in this order).
+    A module of yours takes them with ``test_step(self, batch, batch_idx, dataloader_idx=0)``; one that cannot be
+    changed is served by ``CorruptionEvaluator``.
     ``val_dataloader`` gives the same for the validation images, or, with ``data_dir``, for the files. Except within
     ``fit``: it trains and validates on the base's clean data, so that nothing is chosen by the suite. ``predict`` runs
     over the base's clean data as well.

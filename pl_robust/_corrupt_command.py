@@ -25,6 +25,7 @@ def corrupt_command(args: Sequence[str]) -> None:
     face = import_module("pl_robust.datamodules")
     for name in face.__all__:
         getattr(face, name)  # a class goes by its short name once it is imported
+    from pl_robust._lightning import MisconfigurationException
     from pl_robust.datamodules._write_corruptions import write_corruptions
 
     parser = ArgumentParser(
@@ -44,7 +45,7 @@ def corrupt_command(args: Sequence[str]) -> None:
         write_corruptions(**arguments)
     except ArgumentError as error:
         raise ConfigurationError(_explain(str(error), list(signature(write_corruptions).parameters))) from error
-    except (ValueError, TypeError, KeyError, OSError, ImportError) as error:
+    except (ValueError, TypeError, KeyError, OSError, ImportError, MisconfigurationException) as error:
         raise ConfigurationError(explain(str(error.args[0] if isinstance(error, KeyError) else error))) from error
     folder = arguments["out_dir"]
     print(f"{folder} is complete; CorruptedImageDataModule(data_dir={folder!r}) reads it")
@@ -55,4 +56,6 @@ def _explain(message: str, arguments: list[str]) -> str:
     if unknown is None:
         return explain(message)
     key = unknown[1] or unknown[2]
+    if key.partition(".")[0] in ("model", "trainer", "seed_everything"):
+        return f"pl-robust corrupt trains nothing: of a configuration of `fit` it takes `data` alone, not {key!r}"
     return f"pl-robust corrupt has no argument {key!r}; {_offer(key.partition('.')[0], arguments)}"

@@ -420,4 +420,24 @@ def test_says_what_is_needed_and_what_there_is(capsys: pytest.CaptureFixture[str
     (Path("c.yaml")).write_text("trainer: {max_epochs: 1}")
     with pytest.raises(SystemExit, match="2"):
         main(["corrupt", "--config=c.yaml"])
-    assert "pl-robust corrupt has no argument 'trainer.max_epochs'; There are: corruptions" in capsys.readouterr().err
+    assert "of a configuration of `fit` it takes `data` alone, not 'trainer.max_epochs'" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main(["corrupt", "--tabel=cifar"])
+    assert "pl-robust corrupt has no argument 'tabel'; did you mean 'table'?" in capsys.readouterr().err
+
+
+def test_images_that_cannot_be_corrupted_leave_the_folder_free(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call = ["corrupt", "--data=ImageDataModule", "--data.name=digits", f"--out_dir={tmp_path / 'c'}"]
+    with pytest.raises(SystemExit, match="2"):
+        main([*call, "--corruptions=[contrast]"])
+    assert "at least 16 pixels" in capsys.readouterr().err
+    main([*call, "--corruptions=[contrast]", "--data.image_size=16"])
+    assert (tmp_path / "c" / "contrast.npy").exists()
+
+
+def test_data_without_test_images_is_named_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["corrupt", "--data=LightningDataModule", f"--out_dir={tmp_path / 'c'}"])
+    assert capsys.readouterr().err.strip().splitlines()[-1].startswith("pl-robust: error: ")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Generic, TypeVar
 
 import torch
@@ -65,7 +67,8 @@ class Primitive(BatchAugmentation, Generic[P]):
             seed = int(torch.randint(2**62, (), generator=generator))
             generator = torch.Generator(x.device)
             generator.manual_seed(seed)
-        return self.apply(x, self.draw(x.shape, device=x.device, generator=generator))
+        with in_float32(x):
+            return self.apply(x, self.draw(x.shape, device=x.device, generator=generator))
 
 
 def check_images(x: Tensor) -> None:
@@ -82,6 +85,18 @@ def check_images(x: Tensor) -> None:
         raise ValueError(f"images must be a batch [B, C, H, W], got shape {list(x.shape)}; a single one needs x[None]")
 
 
-def in_float32(x: Tensor) -> torch.autocast:
-    """Switch autocast off: half precision has too few levels for images."""
-    return torch.autocast(x.device.type, enabled=False)
+@contextmanager
+def in_float32(x: Tensor) -> Iterator[None]:
+    """Switch autocast off and make new tensors float32: half precision has too few levels for images.
+
+    Lightning's ``bf16-true`` makes half precision the default of new tensors inside a module's steps.
+    """
+    default = torch.get_default_dtype()
+    try:
+        if default != torch.float32:
+            torch.set_default_dtype(torch.float32)
+        with torch.autocast(x.device.type, enabled=False):
+            yield
+    finally:
+        if default != torch.float32:
+            torch.set_default_dtype(default)

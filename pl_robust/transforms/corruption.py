@@ -139,11 +139,11 @@ def corrupt(
     seeds = seeds.to(x.device, non_blocking=seeds.device.type == "cpu")  # what comes back must have arrived
     effect, constants = _EFFECTS[name], TABLES[name][table][severity - 1]
     stream = 5 * _ORDER.index(name) + severity - 1
-    # A tensor: by a number an accelerator would not divide, but multiply by what is almost 1/255.
-    top = torch.full((), 255.0, device=x.device)
-    result = torch.empty(x.shape, device=x.device)
     block = max(1, _BLOCK // x[:1].numel()) if x.device.type == "cpu" and len(x) else max(1, len(x))
     with in_float32(x):
+        # A tensor: by a number an accelerator would not divide, but multiply by what is almost 1/255.
+        top = torch.full((), 255.0, device=x.device)
+        result = torch.empty(x.shape, device=x.device)
         blocks = (torch.split(whole, block) for whole in (x, seeds, result))
         for images, own, levels in zip(*blocks, strict=True):
             if len(images):

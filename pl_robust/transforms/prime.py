@@ -108,7 +108,8 @@ class PRIME(BatchAugmentation):
             Images of the same shape, dtype, device and range, a new tensor.
         """
         check_images(x)
-        return self.apply(x, self.draw(x.shape, device=x.device, generator=generator))
+        with in_float32(x):
+            return self.apply(x, self.draw(x.shape, device=x.device, generator=generator))
 
     def draw(
         self, shape: torch.Size, *, device: torch.device | str = "cpu", generator: torch.Generator | None = None

@@ -285,3 +285,16 @@ def test_a_gpu_comes_close(name: str) -> None:
     assert levels.mean() < 0.05
     assert (levels > 1.5).float().mean() < 1e-3
     assert torch.equal((device * 255).round().byte().cpu().float() / 255, device.cpu())
+
+
+@pytest.mark.parametrize("name", [*CORRUPTIONS, *EXTRA_CORRUPTIONS])
+def test_the_default_dtype_changes_nothing(name: str) -> None:
+    x, seeds = torch.rand(2, 3, 24, 20, generator=torch.Generator().manual_seed(0)), torch.arange(2)
+    expected = corrupt(x, name, 3, table="cifar", seeds=seeds)
+    try:
+        for dtype in (torch.bfloat16, torch.float64):
+            torch.set_default_dtype(dtype)
+            assert torch.equal(corrupt(x, name, 3, table="cifar", seeds=seeds), expected)
+            assert torch.get_default_dtype() == dtype
+    finally:
+        torch.set_default_dtype(torch.float32)

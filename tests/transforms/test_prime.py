@@ -160,3 +160,13 @@ def test_errors_speak(call: Any, message: str) -> None:
 def test_memory_is_bounded() -> None:
     x = torch.rand(64, 3, 32, 32)
     assert max(peak_memory(PRIME.cifar(), x, seed) for seed in range(3)) <= 8
+
+
+def test_the_default_dtype_changes_nothing() -> None:
+    x = images()
+    expected = small()(x, from_seed())
+    try:
+        torch.set_default_dtype(torch.bfloat16)
+        assert torch.equal(small()(x, from_seed()), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
