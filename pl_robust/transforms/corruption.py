@@ -90,7 +90,7 @@ _EFFECTS: dict[str, Callable[..., Tensor]] = {
 # A corruption's place here goes into its random numbers: new ones belong at the end.
 _ORDER = (*CORRUPTIONS, *EXTRA_CORRUPTIONS)
 _SMALLEST_SIDE = 16  # pixels
-_BLOCK = 2**19  # values at a time on a CPU: the steps of an effect find them in its cache
+_BLOCK = 2**20  # values at a time on a CPU: the steps of an effect find them in its cache
 
 
 @torch.no_grad()
