@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-_NUMBERS = 2**16  # a quarter of a megabyte of float32
+_NUMBERS = 2**17  # half a megabyte of float32
 
 
 def rows_at_once(x: Tensor, width: int, rows: int) -> int:

@@ -49,12 +49,13 @@ def blur_along(x: Tensor, radius: float, sigma: float, angle: Tensor) -> Tensor:
     total = math.fsum(weights)
     steps = torch.arange(taps, device=x.device, dtype=torch.float64)[:, None]
     radians = torch.deg2rad(angle.double())
-    down, right = (torch.ceil(steps * part - 0.5).long() for part in (radians.sin(), radians.cos()))
     reach = taps - 1
     padded = F.pad(x, (reach, reach, 0, 0), mode="replicate")
+    index = torch.int32 if padded.numel() < 2**31 else torch.int64  # half of the memory to go through
+    down, right = (torch.ceil(steps * part - 0.5).to(index) for part in (radians.sin(), radians.cos()))
     # The row of each channel that tap i wants for an image's row, and where in the padded numbers it begins.
-    rows = (torch.arange(height, device=x.device) + down[:, :, None]).clamp_(0, height - 1)
-    planes = torch.arange(batch * channels, device=x.device).view(batch, channels, 1) * height
+    rows = (torch.arange(height, device=x.device, dtype=index) + down[:, :, None]).clamp_(0, height - 1)
+    planes = torch.arange(batch * channels, device=x.device, dtype=index).view(batch, channels, 1) * height
     begins = (planes + rows[:, :, None]) * (width + 2 * reach) + (reach + right[:, :, None, None])
     # A row begins at every number: a view that overlaps itself, of which rows are copied as a whole.
     begin_anywhere = padded.view(-1).as_strided((padded.numel() - width + 1, width), (1, 1))
