@@ -103,15 +103,8 @@ class ProbeObserver(Callback, ABC):
         """Check that the strategy can be watched, and find the prefix."""
         if stage != "fit":
             return
-        strategy = type(trainer.strategy).__name__
-        if any(word in strategy for word in ("FSDP", "DeepSpeed", "ModelParallel")):
-            raise MisconfigurationException(
-                f"{type(self).__name__} needs whole parameters on every rank, {strategy} splits them: use 'ddp'"
-            )
-        # getattr instead of isinstance: the list may hold callbacks of any origin.
-        same = [other for other in trainer.callbacks if getattr(other, "prefix", None) == self.prefix]  # type: ignore[attr-defined]
-        number = same.index(self) + 1
-        self._logged_as = self.prefix if number == 1 else f"{self.prefix}_{number}"
+        refuse_split_parameters(self, trainer)
+        self._logged_as = own_prefix(self, self.prefix, trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget an earlier run, and read the probe set."""
@@ -208,6 +201,27 @@ class ProbeObserver(Callback, ABC):
         for logger in trainer.loggers:
             # Lightning counts steps from 0 in what it logs.
             logger.log_metrics({**metrics, "epoch": trainer.current_epoch}, step=max(0, trainer.global_step - 1))
+
+
+def refuse_split_parameters(callback: Callback, trainer: Trainer) -> None:
+    """Refuse strategies under which no rank has the whole network to look at.
+
+    Raises:
+        MisconfigurationException: for FSDP, DeepSpeed and tensor parallelism.
+    """
+    strategy = type(trainer.strategy).__name__
+    if any(word in strategy for word in ("FSDP", "DeepSpeed", "ModelParallel")):
+        raise MisconfigurationException(
+            f"{type(callback).__name__} needs whole parameters on every rank, {strategy} splits them: use 'ddp'"
+        )
+
+
+def own_prefix(callback: Callback, prefix: str, trainer: Trainer) -> str:
+    """Give the first part of a callback's logged names: ``prefix``, or for the second one of it ``<prefix>_2``."""
+    # getattr instead of isinstance: the list may hold callbacks of any origin.
+    same = [other for other in trainer.callbacks if getattr(other, "prefix", None) == prefix]  # type: ignore[attr-defined]
+    number = same.index(callback) + 1
+    return prefix if number == 1 else f"{prefix}_{number}"
 
 
 def time_axis(history: Sequence[Mapping[str, float]]) -> str:

@@ -13,7 +13,6 @@ from pl_robust._dataloaders import flatten_loaders
 from pl_robust._lightning import (
     Callback,
     LightningModule,
-    MisconfigurationException,
     Trainer,
     rank_zero_info,
     rank_zero_warn,
@@ -22,6 +21,7 @@ from pl_robust._number import check_count
 from pl_robust.attacks._target import Normalization, check_choices
 from pl_robust.callbacks._corruption_suite import CorruptionSuite
 from pl_robust.callbacks._corruption_table import CorruptionTable, publish_table
+from pl_robust.callbacks._observer import own_prefix, refuse_split_parameters
 from pl_robust.callbacks._places import Places, find_loader
 from pl_robust.metrics import MeanCorruptionError
 from pl_robust.metrics._baseline import CLEAN, Baseline
@@ -153,15 +153,8 @@ class CorruptionEvaluator(Callback):
         """Check that the strategy can be watched and the corruptions can be made, and find the prefix."""
         if stage == "predict":
             return
-        strategy = type(trainer.strategy).__name__
-        if any(word in strategy for word in ("FSDP", "DeepSpeed", "ModelParallel")):
-            raise MisconfigurationException(
-                f"{type(self).__name__} needs whole parameters on every rank, {strategy} splits them: use 'ddp'"
-            )
-        # getattr instead of isinstance: the list may hold callbacks of any origin.
-        same = [other for other in trainer.callbacks if getattr(other, "prefix", None) == self.prefix]  # type: ignore[attr-defined]
-        number = same.index(self) + 1
-        self._logged_as = self.prefix if number == 1 else f"{self.prefix}_{number}"
+        refuse_split_parameters(self, trainer)
+        self._logged_as = own_prefix(self, self.prefix, trainer)
         self._has_announced = self._has_inspected = False
         if stage != "fit" or self.every_n_epochs is not None:
             self._suite.rehearse()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pl_robust.datamodules._corruption_manifest import verify
-from pl_robust.datamodules._stored_images import StoredImages
+from pl_robust.datamodules._image_dataset import ImageDataset
 
 LABELS = "labels.npy"
 SEVERITIES = 5
@@ -81,10 +81,10 @@ class CorruptionArrays:
                 )
         verify(self.folder, (LABELS, *(f"{name}.npy" for name in self.names)))
 
-    def dataset(self, name: str, severity: int) -> StoredImages:
+    def dataset(self, name: str, severity: int) -> ImageDataset:
         """Give the images of one corruption and severity."""
         labels = self._labels()
-        return StoredImages(ArraySlice(self._path(name), (severity - 1) * len(labels)), labels)
+        return ImageDataset(ArraySlice(self._path(name), (severity - 1) * len(labels)), labels)
 
     @property
     def num_classes(self) -> int:

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from pl_robust.datamodules._stored_images import StoredImages
+from pl_robust.datamodules._image_dataset import ImageDataset
 
 
 class FolderSlice:
@@ -102,9 +102,9 @@ class CorruptionFolders:
         self._labels = torch.tensor([places[file.partition("/")[0]] for file in first])
         self._files = first
 
-    def dataset(self, name: str, severity: int) -> StoredImages:
+    def dataset(self, name: str, severity: int) -> ImageDataset:
         """Give the images of one corruption and severity, after ``check``."""
-        return StoredImages(FolderSlice(self._part(name, severity), self._files, self.image_shape), self._labels)
+        return ImageDataset(FolderSlice(self._part(name, severity), self._files, self.image_shape), self._labels)
 
     @property
     def classes(self) -> Sequence[str]:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from pl_robust.datamodules._image_source import FolderImages
+
+class Source(Protocol):
+    """Where images are read from when they are asked for."""
+
+    def read(self, indices: Sequence[int]) -> Tensor:
+        """Read some of the images: uint8 [len(indices), C, H, W]."""
 
 
 def crop_and_flip(images: Tensor, padding: int, flip: bool, generator: torch.Generator | None = None) -> Tensor:
@@ -43,7 +48,7 @@ class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
     that is already collated; give such a loader ``collate_fn=collate_images``.
 
     Args:
-        images: uint8 [N, C, H, W], or an imagefolder that decodes them on request.
+        images: uint8 [N, C, H, W], or files that are read on request.
         labels: int64 [N].
         levels: the stored value that stands for 1.0: 255, or 16 for the digits.
         padding: of the random crop, 0 for none.
@@ -51,7 +56,7 @@ class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
     """
 
     def __init__(
-        self, images: Tensor | FolderImages, labels: Tensor, levels: int = 255, padding: int = 0, flip: bool = False
+        self, images: Tensor | Source, labels: Tensor, levels: int = 255, padding: int = 0, flip: bool = False
     ) -> None:
         self.images = images
         self.labels = labels
@@ -70,10 +75,7 @@ class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """A batch: float32 [B, C, H, W] in [0, 1] and int64 [B]."""
         chosen = torch.as_tensor(indices)
-        if isinstance(self.images, FolderImages):
-            images = self.images.read(indices)
-        else:
-            images = self.images.index_select(0, chosen)
+        images = self.images.index_select(0, chosen) if isinstance(self.images, Tensor) else self.images.read(indices)
         if self.padding or self.flip:
             images = crop_and_flip(images, self.padding, self.flip)
         # A division, as torchvision's ToTensor: multiplying by 1/255 rounds twice.
