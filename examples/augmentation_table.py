@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import argparse
 import copy
-import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from statistics import mean, stdev
 from typing import Any
+
+from pl_robust._script import run_script
 
 METHODS = ("standard", "AugMix", "PRIME")
 
@@ -38,23 +39,10 @@ def main(args: Sequence[str] | None = None) -> None:
     Args:
         args: arguments as on the command line; None takes those of the process.
     """
-    given = list(sys.argv[1:] if args is None else args)
-    # argparse would hand what stands behind `--` to an argument of its own.
-    cut = given.index("--") if "--" in given else len(given)
-    options = _parse(given[:cut])
-    from pl_robust._sweep import SweepError
-
-    try:
-        print(compare(options, given[cut + 1 :]))
-    except (ValueError, OSError, ImportError, SweepError) as error:
-        print(f"augmentation_table: error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("augmentation_table: interrupted; the same command goes on with what is missing", file=sys.stderr)
-        raise SystemExit(130) from None
+    run_script(_parser(), lambda options, extra: print(compare(options, extra)), args)
 
 
-def _parse(args: Sequence[str]) -> argparse.Namespace:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="augmentation_table.py",
         description="Compare standard training, AugMix and PRIME by their accuracies under common corruptions.",
@@ -68,7 +56,7 @@ def _parse(args: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--folder", required=True, help="where results are kept")
     parser.add_argument("--jobs", type=int, metavar="N", help="processes on this machine (default: 1)")
-    return parser.parse_args(args)
+    return parser
 
 
 def compare(options: argparse.Namespace, extra: Sequence[str]) -> str:

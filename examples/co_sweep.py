@@ -15,7 +15,6 @@ Its workers need this package and the data set, but no folder in common. Give ``
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from inspect import isclass
@@ -23,6 +22,8 @@ from itertools import product
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
+
+from pl_robust._script import run_script
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -52,23 +53,10 @@ def main(args: Sequence[str] | None = None) -> None:
     Args:
         args: arguments as on the command line; None takes those of the process.
     """
-    given = list(sys.argv[1:] if args is None else args)
-    # argparse would hand what stands behind `--` to an argument of its own.
-    cut = given.index("--") if "--" in given else len(given)
-    options = _parse(given[:cut])
-    from pl_robust._sweep import SweepError
-
-    try:
-        sweep(options, given[cut + 1 :])
-    except (ValueError, OSError, ImportError, SweepError) as error:
-        print(f"co_sweep: error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("co_sweep: interrupted; the same command goes on with the runs that are missing", file=sys.stderr)
-        raise SystemExit(130) from None
+    run_script(_parser(), sweep, args)
 
 
-def _parse(args: Sequence[str]) -> argparse.Namespace:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="co_sweep.py",
         description="Draw heat maps of final clean and PGD accuracy over (beta, eps), from any configuration.",
@@ -84,10 +72,7 @@ def _parse(args: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, metavar="N", help="processes on this machine (default: 1)")
     parser.add_argument("--backend", choices=["loky", "dask", "ray"], default="loky", help="joblib's backend")
     parser.add_argument("--scheduler", metavar="ADDRESS", help="a running dask scheduler or ray cluster")
-    options = parser.parse_args(args)
-    if options.eps is None and options.beta is None:
-        parser.error("give --eps, --beta or both")
-    return options
+    return parser
 
 
 def sweep(options: argparse.Namespace, extra: Sequence[str]) -> None:
@@ -98,10 +83,13 @@ def sweep(options: argparse.Namespace, extra: Sequence[str]) -> None:
         extra: arguments for pl-robust.
 
     Raises:
-        ValueError: if the configuration or an argument is refused, or the folder holds another sweep.
+        ValueError: if nothing is swept, the configuration or an argument is refused, or the folder holds another
+            sweep.
         ImportError: if the package behind the backend is not installed.
         SweepError: if runs failed.
     """
+    if options.eps is None and options.beta is None:
+        raise ValueError("give --eps, --beta or both")
     import torch
 
     from pl_robust import __version__
