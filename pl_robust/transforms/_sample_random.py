@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from functools import cached_property
+from collections.abc import Iterator
+from copy import copy
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -11,6 +13,7 @@ from torch import Tensor
 # "triple32", the least biased of the integer hashes that a search found (Wellons, github.com/skeeto/hash-prospector).
 _MULTIPLIERS = (0xED5AD4BB, 0xAC4C1B51, 0x31848BAB)
 _SHIFTS = (17, 11, 15, 14)
+_KEPT = 2**19  # hashed counters
 
 
 class SampleRandom:
@@ -25,34 +28,31 @@ class SampleRandom:
     """
 
     def __init__(self, seeds: Tensor, stream: int) -> None:
-        self._seeds = seeds
-        self._stream = stream
+        # Two words for each row, int32 [2, B], with every bit of both seed words and the stream in each.
+        low, high = (_wrap(word) for word in (seeds & 0xFFFFFFFF, (seeds >> 32) & 0xFFFFFFFF))
+        keys = _hash_(torch.stack([low ^ _signed(0x9E3779B9 * word) for word in (1, 2)]))
+        self._keys = _hash_(_hash_(keys.bitwise_xor_(high)).add_(_signed(0x85EBCA6B * (stream + 1))))
+        self._half = torch.full((), 0.5, dtype=torch.float32, device=seeds.device)
+        self._rows = slice(None)
         self._draws = 0
+        self._drawn: list[Tensor] = []  # the keys of each draw
 
     @property
     def device(self) -> torch.device:
         """Where the numbers are drawn."""
-        return self._seeds.device
+        return self._keys.device
 
-    @cached_property
-    def _keys(self) -> Tensor:
-        """Make two words of key for each row, every bit of both seed words and the stream in each: int32 [2, B]."""
-        low, high = (_wrap(word) for word in (self._seeds & 0xFFFFFFFF, (self._seeds >> 32) & 0xFFFFFFFF))
-        keys = _hash_(torch.stack([low ^ _signed(0x9E3779B9 * word) for word in (1, 2)]))
-        return _hash_(_hash_(keys.bitwise_xor_(high)).add_(_signed(0x85EBCA6B * (self._stream + 1))))
-
-    def _words(self, size: int) -> Tensor:
-        """Draw 32 random bits for each row and counter: int32 [B, size]."""
-        self._draws += 1
-        first, second = _hash_(self._keys + _signed(0xC2B2AE35 * self._draws))[..., None]
-        counter = torch.arange(size, dtype=torch.int32, device=self.device)
-        # The second word enters between the rounds: with one alone two rows would be shifted copies of each other.
-        return _hash_(counter ^ first, second)
+    def split(self, rows: int) -> Iterator[SampleRandom]:
+        """Cut a new one into parts of so many rows, each of which draws as the whole would."""
+        for start in range(0, max(1, self._keys.shape[1]), rows):  # no row is one part, as of tensors
+            part = copy(self)  # what is made of the seeds is made once for all parts
+            part._rows = slice(start, start + rows)
+            yield part
 
     def uniform(self, *shape: int) -> Tensor:
         """Draw from [0, 1): float32 [B, *shape], multiples of 2**-24."""
-        words = self._words(math.prod(shape))
-        return words.bitwise_right_shift_(8).bitwise_and_(0xFFFFFF).float().mul_(2.0**-24).view(-1, *shape)
+        numbers = self._words(math.prod(shape)).bitwise_right_shift_(8).float()
+        return torch.add(self._half, numbers, alpha=2.0**-24, out=numbers).view(-1, *shape)
 
     def integers(self, low: int, high: int, *shape: int) -> Tensor:
         """Draw from low, ..., high - 1: int64 [B, *shape]; ranges far below 2**24 are uniform."""
@@ -61,22 +61,56 @@ class SampleRandom:
     def normal(self, *shape: int) -> Tensor:
         """Draw from the normal distribution: float32 [B, *shape], by Box and Muller's transform of uniform pairs."""
         size = math.prod(shape)
-        radius, angle = self.uniform(2, (size + 1) // 2).unbind(1)
-        radius = radius.neg().log1p_().mul_(-2).sqrt_()
-        angle = angle * (2 * math.pi)
-        both = torch.stack((angle.cos(), angle.sin_()), 1).mul_(radius[:, None])
-        return both.flatten(1)[:, :size].reshape(-1, *shape)
+        half = (size + 1) // 2
+        both = self._words(2 * half).float().view(-1, 2, half)
+        first, second = both.unbind(1)
+        # Of a number up to 1 and above 0, which is why the factor is a little below 2**-32.
+        radius = torch.add(self._half, first, alpha=2.0**-32 - 2.0**-55).log_().mul_(-2).sqrt_()
+        torch.cos(second.mul_(2 * math.pi / 2**32), out=first)
+        second.sin_()
+        return both.mul_(radius[:, None]).flatten(1)[:, :size].reshape(-1, *shape)
+
+    def _words(self, size: int) -> Tensor:
+        """Draw 32 random bits for each row and counter: int32 [B, size].
+
+        Each counter is hashed, once for all rows. For a row a lighter mixing by two keys of its own follows: one turns
+        bits, one multiplies in the first of three rounds, and the first turns bits again, without which one pair of
+        rows in a million shares some.
+        """
+        if self._draws == len(self._drawn):
+            self._drawn.append(_hash_(self._keys + _signed(0xC2B2AE35 * (self._draws + 1))))
+        first, second = self._drawn[self._draws][:, self._rows, None].unbind()
+        self._draws += 1
+        words = torch.bitwise_xor(_counters(size, self.device), first)
+        part = torch.bitwise_right_shift(words, 15)
+        torch.addcmul(part, words, second | 1, out=words).bitwise_xor_(first)
+        for bits, multiplier in ((15, _MULTIPLIERS[2]), (13, _MULTIPLIERS[0])):
+            torch.bitwise_right_shift(words, bits, out=part)
+            torch.add(part, words, alpha=_signed(multiplier), out=words)
+        return words
 
 
-def _hash_(x: Tensor, key: Tensor | int = 0) -> Tensor:
-    """Mix the bits of int32 words in place, a second key between the rounds."""
+def _counters(size: int, device: torch.device) -> Tensor:
+    """Hash the numbers 0 to size - 1: int32 [size]."""
+    if size > _KEPT:
+        return _hash_(torch.arange(size, dtype=torch.int32, device=device))
+    return _kept_counters(device)[:size]
+
+
+@lru_cache(maxsize=4)
+def _kept_counters(device: torch.device) -> Tensor:
+    """Keep as many as most images need, a few megabytes."""
+    with torch.inference_mode(False):
+        return _hash_(torch.arange(_KEPT, dtype=torch.int32, device=device))
+
+
+def _hash_(x: Tensor) -> Tensor:
+    """Mix the bits of int32 words in place."""
     part = torch.empty_like(x)
     for step, bits in enumerate(_SHIFTS):
         # Shifted right as if the words had no sign.
         torch.bitwise_right_shift(x, bits, out=part)
         x ^= part.bitwise_and_((1 << (32 - bits)) - 1)
-        if step == 1:
-            x += key
         if step < len(_MULTIPLIERS):
             x *= _signed(_MULTIPLIERS[step])
     return x

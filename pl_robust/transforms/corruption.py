@@ -90,7 +90,10 @@ _EFFECTS: dict[str, Callable[..., Tensor]] = {
 # A corruption's place here goes into its random numbers: new ones belong at the end.
 _ORDER = (*CORRUPTIONS, *EXTRA_CORRUPTIONS)
 _SMALLEST_SIDE = 16  # pixels
-_BLOCK = 2**20  # values at a time on a CPU: the steps of an effect find them in its cache
+# Values at a time on a CPU: the steps of an effect find them in its cache. Noise has few, all as large as the image.
+_BLOCK = 2**20
+_NOISE_BLOCK = 2**18
+_NOISE = ("gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise")
 
 
 @torch.no_grad()
@@ -139,15 +142,16 @@ def corrupt(
     seeds = seeds.to(x.device, non_blocking=seeds.device.type == "cpu")  # what comes back must have arrived
     effect, constants = _EFFECTS[name], TABLES[name][table][severity - 1]
     stream = 5 * _ORDER.index(name) + severity - 1
-    block = max(1, _BLOCK // x[:1].numel()) if x.device.type == "cpu" and len(x) else max(1, len(x))
+    at_once = _NOISE_BLOCK if name in _NOISE else _BLOCK
+    block = max(1, at_once // x[:1].numel()) if x.device.type == "cpu" and len(x) else max(1, len(x))
     with in_float32(x):
         # A tensor: by a number an accelerator would not divide, but multiply by what is almost 1/255.
         top = torch.full((), 255.0, device=x.device)
         result = torch.empty(x.shape, device=x.device)
-        blocks = (torch.split(whole, block) for whole in (x, seeds, result))
-        for images, own, levels in zip(*blocks, strict=True):
+        blocks = (whole.split(block) for whole in (x, SampleRandom(seeds, stream), result))
+        for images, random, levels in zip(*blocks, strict=True):
             if len(images):
-                y = effect(images.float().contiguous(), SampleRandom(own, stream), *constants)
+                y = effect(images.float().contiguous(), random, *constants)
                 torch.mul(y, 255, out=levels).clamp_(0, 255).round_().div_(top)
     return result.to(x.dtype)
 

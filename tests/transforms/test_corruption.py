@@ -33,7 +33,7 @@ DETERMINISTIC = {
 WIDE = {"fog", "frost", "snow", "motion_blur", "elastic_transform", "glass_blur", "spatter", "saturate"}
 # The oracle takes a second for each image of the first, a tenth for each of the second.
 PHOTOS = {"glass_blur": 1, "zoom_blur": 2}
-SEEDS = {"frost": 6, "fog": 5, "snow": 2, "spatter": 3, "motion_blur": 2}
+SEEDS = {"frost": 6, "fog": 20, "snow": 2, "spatter": 3, "motion_blur": 2}
 
 
 def images(*shape: int, levels: bool = True) -> Tensor:
@@ -228,10 +228,10 @@ def test_the_names_are_the_benchmarks_and_every_one_has_its_tables() -> None:
 @pytest.mark.parametrize(
     ("name", "levels"),
     [
-        ("gaussian_noise", [44, 105, 172, 58, 107, 102, 255, 18]),
-        ("shot_noise", [0, 170, 85, 170, 255, 255, 170, 170]),
-        ("impulse_noise", [0, 128, 128, 128, 128, 128, 0, 128]),
-        ("speckle_noise", [215, 209, 255, 122, 255, 63, 152, 138]),
+        ("gaussian_noise", [158, 0, 70, 29, 190, 92, 0, 193]),
+        ("shot_noise", [85, 0, 170, 170, 170, 0, 0, 0]),
+        ("impulse_noise", [128, 128, 128, 128, 128, 128, 128, 128]),
+        ("speckle_noise", [199, 158, 192, 239, 53, 87, 39, 114]),
     ],
 )
 def test_stored_noise_can_be_made_again(name: str, levels: list[int]) -> None:

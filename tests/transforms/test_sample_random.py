@@ -8,9 +8,9 @@ from scipy import stats
 from pl_robust.transforms._sample_random import SampleRandom
 
 KNOWN = [
-    [-1585901021, 367464605, -1852918714],
-    [-569998866, -666221728, 457179730],
-    [-452285964, 1771051565, 648298519],
+    [463808496, 1190243356, -2044046045],
+    [263957003, -1993322892, -1241778518],
+    [-1535967618, 1431103868, -1748858494],
 ]
 
 
@@ -76,3 +76,16 @@ def test_one_bit_of_the_seed_turns_half_of_the_bits() -> None:
 
 def _popcount(words: np.ndarray) -> float:
     return float(np.unpackbits(words.view(np.uint8)).sum() / len(words))
+
+
+def test_no_pair_of_rows_shares_bits() -> None:
+    """A mixing that is too light shows in rare pairs only."""
+    size, rows = 2**13, 700
+    words = (SampleRandom(torch.arange(rows), 7).uniform(size) * 2**24).int()
+    bounds, count = 5 * size**0.5, 0
+    for bit in range(1, 24, 3):
+        signs = ((words >> bit) & 1).float() * 2 - 1
+        shared = torch.triu(signs @ signs.T, 1).abs()
+        assert float(shared.max()) < 6.5 * size**0.5
+        count += int((shared > bounds).sum())
+    assert count <= 8  # 1.1 are expected
