@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import Optimizer
@@ -73,6 +74,8 @@ class Classifier(LightningModule):
             raise TypeError(f"`optimizer` must be a callable parameters -> optimizer, got {optimizer!r}")
         if lr_scheduler_interval not in ("epoch", "step"):
             raise ValueError(f"`lr_scheduler_interval` must be 'epoch' or 'step', got {lr_scheduler_interval!r}")
+        if isinstance(num_classes, bool) or not isinstance(num_classes, int):
+            raise TypeError(f"`num_classes` must be an integer, got {num_classes!r}")
         if num_classes < 2:
             raise ValueError(f"`num_classes` must be at least 2, got {num_classes}")
         self.net = resolve_net(net, num_classes)
@@ -152,10 +155,14 @@ class Classifier(LightningModule):
         if any(evaluation.attacks != attacks for evaluation in evaluations):  # they have been changed
             evaluations = nn.ModuleList()
             setattr(self, f"{split}_metrics", evaluations)
-        while len(evaluations) < len(flatten_loaders(self._loaders(split))):
-            evaluations.append(Evaluation(self.num_classes, attacks).to(self.device))
-        for evaluation in evaluations:
-            evaluation.counts.zero_()
+        # Validation by itself is in inference mode, that of a fit is not, and could not write into tensors made there.
+        with torch.inference_mode(False):
+            while len(evaluations) < len(flatten_loaders(self._loaders(split))):
+                evaluations.append(Evaluation(self.num_classes, attacks).to(self.device))
+            for evaluation in evaluations:
+                evaluation.counts.zero_()
+                for metric in evaluation.metrics.values():
+                    metric.reset()
 
     def _evaluate(self, split: str, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
         evaluation: Any = getattr(self, f"{split}_metrics")[dataloader_idx]

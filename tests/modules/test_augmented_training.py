@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pl_robust._lightning import MisconfigurationException
 from pl_robust.callbacks import PRIMETransform
+from pl_robust.datamodules import ImageDataModule
 from pl_robust.losses import jsd_consistency
 from pl_robust.models import SmallCNN
 from pl_robust.modules import AugmentedTraining
@@ -373,3 +374,11 @@ def test_an_endless_run_has_no_cycle() -> None:
     module = AugmentedTraining(small_net(), num_classes=3)
     with pytest.raises(MisconfigurationException, match="lr_scheduler='one_cycle' needs to know where the run ends"):
         quiet_trainer(max_epochs=-1).fit(module, loader(32))
+
+
+def test_fit_goes_on_after_validate() -> None:
+    """Validation by itself is in inference mode, that of a fit is not."""
+    module, data = AugmentedTraining(SmallCNN(width=4)), ImageDataModule("digits")
+    for _ in range(2):
+        quiet_trainer(max_epochs=1, limit_val_batches=1).validate(module, data, verbose=False)
+        quiet_trainer(max_epochs=1, limit_train_batches=1, limit_val_batches=1).fit(module, data)
