@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -40,7 +41,8 @@ def probe(module: nn.Module) -> Iterator[None]:
     python_state = random.getstate()
     numpy_state = np.random.get_state()  # noqa: NPY002  # the legacy generator is the one that users' code draws from
     devices = sorted({tensor.device.index for tensor in module.parameters() if tensor.device.type == "cuda"})
-    stance: Any = getattr(torch.compiler, "set_stance", None)  # torch 2.6 and later
+    # torch 2.6 and later. Where nothing is compiled torch's compiler is not loaded, which would take seconds.
+    stance: Any = getattr(torch.compiler, "set_stance", None) if "torch._dynamo" in sys.modules else None
     try:
         with (
             torch.random.fork_rng(devices=devices),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,10 +13,17 @@ import numpy as np
 import pytest
 import sklearn.datasets  # noqa: F401  # sets environment variables when it is imported: not inside a test
 import torch
+from torch.func import jvp
+
+from pl_robust._probe import probe
 
 matplotlib.use("Agg")
 os.environ["JSONARGPARSE_DEPRECATION_WARNINGS"] = "off"  # LightningCLI's own, on the newest jsonargparse
 torch.set_num_threads(1)  # tiny tensors: threads cost more than they give
+# At the first use of these torch loads its compiler, which sets environment variables, too.
+with probe(torch.nn.Linear(1, 1)), warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    jvp(torch.sin, (torch.zeros(1),), (torch.ones(1),))
 
 
 @pytest.fixture(autouse=True)
