@@ -39,7 +39,7 @@ class ProbeObserver(Callback, ABC):
 
     Raises:
         ValueError: at construction, for a value that is not allowed.
-        TypeError: at construction, for a count that is no integer.
+        TypeError: at construction, for an argument of another type.
         MisconfigurationException: at the start of fit, if the strategy splits parameters, or there is no validation
             data.
     """
@@ -48,6 +48,8 @@ class ProbeObserver(Callback, ABC):
     """Names of the values that the progress bar shows."""
     _unlogged: ClassVar[tuple[str, ...]] = ()
     """Names of the values that stay in the history."""
+    _looks_before: ClassVar[bool] = False
+    """Whether a run that starts from scratch has a check before its first step too: epoch -1, step 0."""
 
     def __init__(
         self,
@@ -65,6 +67,15 @@ class ProbeObserver(Callback, ABC):
         for name, count in counts.items():
             if count is not None:
                 check_count(count, name)
+        if not isinstance(prefix, str):
+            raise TypeError(f"`prefix` must be a name, got {prefix!r}")
+        if not prefix:
+            raise ValueError("`prefix` must be a name of at least one letter, got ''")
+        if probe_data is not None:
+            is_pair = isinstance(probe_data, list | tuple) and len(probe_data) == 2
+            if not is_pair or not all(isinstance(part, Tensor) and part.dim() > 0 for part in probe_data):
+                kinds = [type(part).__name__ for part in probe_data] if is_pair else type(probe_data).__name__
+                raise TypeError(f"`probe_data` must be two tensors (x, y) with a dimension of samples, got {kinds}")
         if probe_data is not None and not 0 < len(probe_data[0]) == len(probe_data[1]):
             lengths = [len(part) for part in probe_data]
             raise ValueError(f"`probe_data` must be (x, y) of one length, at least 1, got lengths {lengths}")
@@ -119,6 +130,8 @@ class ProbeObserver(Callback, ABC):
                 )
         self._probe_set.read(trainer, pl_module)
         self._inspect(trainer, pl_module)
+        if self._looks_before and self._probe_set.chunks and not self.history and trainer.global_step == 0:
+            self._record(trainer, self._measure(trainer, pl_module), epoch=-1)
 
     def on_validation_batch_end(
         self,
@@ -183,24 +196,28 @@ class ProbeObserver(Callback, ABC):
     def _check(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure, remember and log."""
         measured = self._measure(trainer, pl_module)
-        self.history.append({"epoch": trainer.current_epoch, "step": trainer.global_step, **measured})
-        logged = {name: value for name, value in measured.items() if name not in self._unlogged}
+        self._record(trainer, measured, epoch=trainer.current_epoch)
         by_step = self.every_n_steps is not None
-        for name, value in logged.items():
-            pl_module.log(
-                f"{self._logged_as}/{name}",
-                value,
-                prog_bar=name in self._on_bar,
-                logger=False,
-                sync_dist=True,
-                on_step=by_step,
-                on_epoch=not by_step,
-            )
+        for name, value in measured.items():
+            if name not in self._unlogged:
+                pl_module.log(
+                    f"{self._logged_as}/{name}",
+                    value,
+                    prog_bar=name in self._on_bar,
+                    logger=False,
+                    sync_dist=True,
+                    on_step=by_step,
+                    on_epoch=not by_step,
+                )
+
+    def _record(self, trainer: Trainer, measured: dict[str, float], *, epoch: int) -> None:
+        """Put a check into the history and into the loggers."""
+        self.history.append({"epoch": epoch, "step": trainer.global_step, **measured})
         # Straight to the loggers: a check between two logging steps must not be lost.
-        metrics = {f"{self._logged_as}/{name}": value for name, value in logged.items()}
+        metrics = {f"{self._logged_as}/{name}": value for name, value in measured.items() if name not in self._unlogged}
         for logger in trainer.loggers:
             # Lightning counts steps from 0 in what it logs.
-            logger.log_metrics({**metrics, "epoch": trainer.current_epoch}, step=max(0, trainer.global_step - 1))
+            logger.log_metrics({**metrics, "epoch": epoch}, step=max(0, trainer.global_step - 1))
 
 
 def refuse_split_parameters(callback: Callback, trainer: Trainer) -> None:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable
 from importlib import import_module
 
-ROOMS = ("attacks", "transforms", "models", "losses", "metrics", "modules", "callbacks", "datamodules")
+ROOMS = ("attacks", "transforms", "ntk", "models", "losses", "metrics", "modules", "callbacks", "datamodules")
 
 # Keys of a configuration -> the room whose classes fit there.
 _ROOM_OF_KEY = {

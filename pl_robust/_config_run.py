@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from pl_robust._lightning import NAMESPACE
+from pl_robust._lightning import NAMESPACE, LightningModule
 from pl_robust.cli import run
 
 
@@ -67,6 +67,28 @@ def fit_and_test(config: Mapping[str, Any]) -> tuple[Any, dict[str, float]]:
         cli = _fit(path)
         tested = cli.trainer.test(cli.model, cli.datamodule, verbose=False)
     return cli, {name: value for part in tested for name, value in part.items()}
+
+
+def fit_again(cli: Any, module: LightningModule) -> dict[str, float]:
+    """Fit another module as a finished run has been, on its data but without its callbacks, and test it.
+
+    Args:
+        cli: what ``fit_and_test`` returned.
+        module: the module.
+
+    Returns:
+        What the test logged.
+
+    Raises:
+        KeyboardInterrupt: if the run was interrupted.
+    """
+    with _quiet():
+        trainer = cli.instantiate_trainer(callbacks=[], logger=False)
+        trainer.fit(module, cli.datamodule)
+        if trainer.interrupted:
+            raise KeyboardInterrupt
+        tested = trainer.test(module, cli.datamodule, verbose=False)
+    return {name: value for part in tested for name, value in part.items()}
 
 
 def _fit(path: Path) -> Any:

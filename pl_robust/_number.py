@@ -27,14 +27,26 @@ def parse_number(value: object, name: str) -> float:
         raise ValueError(f"`{name}` must be a number or a fraction such as '8/255', got {value!r}") from None
 
 
-def check_count(value: object, name: str) -> None:
-    """Refuse what is no positive integer.
+def check_count(value: object, name: str, *, least: int = 1) -> None:
+    """Refuse what is no integer, or a smaller one than is allowed.
 
     Raises:
         TypeError: if it is no integer.
-        ValueError: if it is less than 1.
+        ValueError: if it is less than ``least``.
     """
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"`{name}` must be an integer, got {value!r}")
-    if int(value) < 1:
-        raise ValueError(f"`{name}` must be at least 1, got {value!r}")
+    if int(value) < least:
+        raise ValueError(f"`{name}` must be at least {least}, got {value!r}")
+
+
+def check_seed(value: object) -> None:
+    """Refuse what is no seed of torch's generators.
+
+    Raises:
+        TypeError: if it is no integer.
+        ValueError: if it is less than 0, or has more than 64 bits.
+    """
+    check_count(value, "seed", least=0)
+    if isinstance(value, int) and value >= 2**64:
+        raise ValueError(f"`seed` must be less than 2**64, got {value}")

@@ -56,7 +56,7 @@ def test_importing_the_package_costs_nothing(tmp_path: Path) -> None:
     assert has_version
 
 
-@pytest.mark.parametrize("room", ["attacks", "transforms", "models", "losses", "metrics"])
+@pytest.mark.parametrize("room", ["attacks", "transforms", "ntk", "models", "losses", "metrics"])
 def test_pure_rooms_import_no_lightning(room: str, tmp_path: Path) -> None:
     code = (
         f"import sys, pl_robust.{room} as room; [getattr(room, name) for name in room.__all__];"
@@ -77,7 +77,7 @@ def look():
 before = look()
 import pl_robust.cli
 from importlib import import_module
-for room in ("attacks", "callbacks", "datamodules", "losses", "metrics", "models", "modules", "transforms"):
+for room in ("attacks", "callbacks", "datamodules", "losses", "metrics", "models", "modules", "ntk", "transforms"):
     face = import_module(f"pl_robust.{room}")
     assert len(set(face.__all__)) == len(face.__all__), room
     [getattr(face, name) for name in face.__all__]

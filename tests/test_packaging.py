@@ -59,7 +59,7 @@ def test_everything_imports_from_a_fresh_environment_outside_the_repository(whee
 import importlib, sys
 from pathlib import Path
 import pl_robust
-for room in ("attacks", "callbacks", "datamodules", "losses", "metrics", "models", "modules", "transforms"):
+for room in ("attacks", "callbacks", "datamodules", "losses", "metrics", "models", "modules", "ntk", "transforms"):
     face = importlib.import_module(f"pl_robust.{room}")
     for name in face.__all__:
         getattr(face, name)

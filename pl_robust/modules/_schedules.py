@@ -21,6 +21,15 @@ def _triangle(step: int, steps: int, peak: float) -> float:
     return max(0.0, 1 - abs(at / peak - 1 if at < peak else (at - peak) / (1 - peak)))
 
 
+def linear(optimizer: Optimizer, steps: int, peak: float) -> LRScheduler:
+    """Go lr -> 0 along a line, whose foot is one step behind the last; there is no peak to place."""
+    return LambdaLR(optimizer, partial(_line, steps=steps))
+
+
+def _line(step: int, steps: int) -> float:
+    return max(0.0, 1 - step / max(1, steps))  # a run of no steps has a schedule, too
+
+
 def one_cycle(optimizer: Optimizer, steps: int, peak: float) -> LRScheduler:
     """Go lr / 25 -> lr -> lr / 250,000 along cosines, with the peak at this share of the steps (Smith, Topin 2018).
 
