@@ -43,6 +43,7 @@ setup(
         "tensorboard>=2.9.1",  # TensorBoardLogger's own bound
         "matplotlib>=3.6",  # the callbacks' figures; constrained layout as an argument of subplots
         "numpy>=1.22",
+        "scipy>=1.8",  # eigenvalues of operators
         "joblib>=1.4",  # sweeps; the first whose generators come in the order of completion
         "tqdm>=4.57",  # Lightning's own bound
         "scikit-learn>=1.2",  # ships the digits data
@@ -51,6 +52,7 @@ setup(
     ],
     extras_require={
         "attacks": ["torchattacks>=3.5"],  # evaluation attacks, AutoAttack among them
+        "inr": ["scikit-image>=0.19"],  # ships the pictures camera, astronaut and lfw
         "dask": ["distributed"],  # sweeps over a cluster
         "ray": ["ray"],
         "lightning": ["lightning>=2.1,<3,!=2.6.2,!=2.6.3"],  # the other spelling of the same framework

@@ -10,6 +10,8 @@ __all__ = (
     "CurvatureLogger",
     "EpsSchedule",
     "ExactResume",
+    "INRVisualizer",
+    "NTKAlignmentLogger",
     "PRIMETransform",
 )
 
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from pl_robust.callbacks.curvature import CurvatureLogger
     from pl_robust.callbacks.eps_schedule import EpsSchedule
     from pl_robust.callbacks.exact_resume import ExactResume
+    from pl_robust.callbacks.inr_visualizer import INRVisualizer
+    from pl_robust.callbacks.ntk_alignment import NTKAlignmentLogger
     from pl_robust.callbacks.prime_transform import PRIMETransform
 else:
     __getattr__, __dir__ = attach(
@@ -29,6 +33,8 @@ else:
             "CurvatureLogger": "curvature",
             "EpsSchedule": "eps_schedule",
             "ExactResume": "exact_resume",
+            "INRVisualizer": "inr_visualizer",
+            "NTKAlignmentLogger": "ntk_alignment",
             "PRIMETransform": "prime_transform",
         },
     )

@@ -1,4 +1,4 @@
-"""Image classification data: scikit-learn's digits, torchvision's small sets, and folders of images."""
+"""Image classification data: digits and faces out of packages, torchvision's sets, and folders of images."""
 
 from __future__ import annotations
 
@@ -14,14 +14,19 @@ from torchvision.transforms.v2 import functional as vision
 from pl_robust._lightning import LightningDataModule, rank_zero_info
 from pl_robust.datamodules._image_dataset import ImageDataset, collate_images
 from pl_robust.datamodules._image_source import (
+    FILES,
     FOLDER_PADDING,
+    SHIPPED,
     SPECS,
-    FolderImages,
+    ImageFiles,
     ImageName,
+    celeba_images,
     folder_classes,
+    folder_images,
     read_named,
     torchvision_dataset,
 )
+from pl_robust.datamodules._luminance import luminance
 
 _MEMORY_LIMIT = 4 * 2**30  # bytes of decoded images that one split may take unless `in_memory` says otherwise
 _STAGES = {
@@ -39,29 +44,33 @@ class ImageDataModule(LightningDataModule):
     Images are decoded once and kept as uint8. Training is shuffled and keeps its last, smaller batch. Validation
     images are split off the training images by ``seed``, the same on every rank; the test images are those of the
     published split, and are also what ``predict`` runs over. The digits have a fixed, stratified test set of 497 of
-    1797 images, whatever ``seed`` is.
+    1797 images, the faces of ``lfw`` one of 50 of 200, whatever ``seed`` is.
 
     Args:
-        name: ``digits`` (8x8, 1 channel, ships with scikit-learn), ``cifar10``, ``cifar100``, ``svhn`` (32x32, 3
-            channels), ``mnist``, ``fashion_mnist`` (28x28, 1 channel), or ``imagefolder``: your own images in
+        name: ``digits`` (8x8, 1 channel, ships with scikit-learn), ``lfw`` (25x25, 1 channel, a face or not: 1 or 0;
+            ships with scikit-image), ``cifar10``, ``cifar100``, ``svhn`` (32x32, 3 channels), ``mnist``,
+            ``fashion_mnist`` (28x28, 1 channel), ``celeba`` (218x178, 3 channels, a smiling face or not: 1 or 0, with
+            the published validation images; its download needs gdown), or ``imagefolder``: your own images in
             ``data_dir/train/<class>/*`` and ``data_dir/test/<class>/*``, and optionally ``data_dir/val/<class>/*``,
             which is then used instead of splitting the training images.
-        data_dir: folder of the files; not used by ``digits``.
+        data_dir: folder of the files; not used by ``digits`` and ``lfw``.
         batch_size: training images per batch and per rank.
         eval_batch_size: likewise for validation, test and predict.
         val_fraction: share of the training images used for validation, in [0, 1); 0: no validation loader.
         augment: shift training images at random by up to 4 pixels (digits: 1), and mirror them where that keeps the
             class (cifar10, cifar100, fashion_mnist, imagefolder). Off by default, so that the data is what the files
             hold and a feature can be injected into it as published; turn it on to train for accuracy.
-        image_size: side in pixels to which images of an imagefolder are resized (shorter side, then centre crop), or
-            the digits (bilinear; the shift grows with them).
+        image_size: side in pixels to which images of an imagefolder are resized (shorter side, then centre crop), of
+            celeba (the centred 178x178, as published), or of digits and lfw (bilinear; the shift grows with them).
         num_workers: loader processes. Decoded images in memory need none.
         seed: of the validation split.
-        in_memory: keep an imagefolder decoded; ``None``: if a split takes at most 4 GiB. All others always are.
+        in_memory: keep an imagefolder or celeba decoded; ``None``: if a split takes at most 4 GiB. All others always
+            are.
         download: fetch torchvision's data if it is not in ``data_dir``; happens in ``prepare_data`` only.
         pin_memory: copy batches to pinned memory, for a GPU.
         persistent_workers: keep the workers from epoch to epoch: faster, but ``ExactResume`` cannot restore their
             random numbers then.
+        gray: turn images of 3 channels into their luminance, of 1 channel.
 
     Attributes:
         num_classes: number of classes; before ``setup``, too.
@@ -70,6 +79,7 @@ class ImageDataModule(LightningDataModule):
     Raises:
         ValueError: if an argument is not as described.
         FileNotFoundError: in ``setup``, if the data is not there; the message says what to do.
+        ImportError: in ``setup`` of ``lfw``, if scikit-image is missing.
     """
 
     def __init__(
@@ -87,6 +97,7 @@ class ImageDataModule(LightningDataModule):
         download: bool = True,
         pin_memory: bool = False,
         persistent_workers: bool = False,
+        gray: bool = False,
     ) -> None:
         super().__init__()
         data_dir = os.fspath(data_dir)  # a string in the hyperparameters: a Path could not be read back
@@ -100,9 +111,10 @@ class ImageDataModule(LightningDataModule):
             raise ValueError(f"`val_fraction` must be in [0, 1), got {val_fraction!r}")
         if num_workers < 0:
             raise ValueError(f"`num_workers` must be 0 or more, got {num_workers!r}")
-        if image_size is not None and (name not in ("imagefolder", "digits") or image_size < 1):
+        if image_size is not None and (name not in FILES + SHIPPED or image_size < 1):
             raise ValueError(
-                f"`image_size` must be positive and is for 'imagefolder' and 'digits', got {image_size!r} for {name!r}"
+                f"`image_size` must be positive and is for {', '.join(FILES + SHIPPED)}, got {image_size!r} for "
+                f"{name!r}"
             )
         # Attributes, not `hparams`: LightningCLI gives a datamodule inside another one the outer one's hparams.
         self.dataset = name
@@ -118,6 +130,7 @@ class ImageDataModule(LightningDataModule):
         self.download = download
         self.pin_memory = pin_memory
         self.persistent_workers = persistent_workers
+        self.gray = gray
         self._sets: dict[str, Dataset[tuple[Tensor, Tensor]]] = {}
 
     @property
@@ -127,17 +140,21 @@ class ImageDataModule(LightningDataModule):
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W); an imagefolder's are always RGB, and its first file tells the size if ``image_size`` does not."""
+        """(C, H, W); an imagefolder's first file tells the size if ``image_size`` does not."""
         channels = 3 if self.dataset == "imagefolder" else SPECS[self.dataset].shape[0]
         if self.image_size is not None:
-            return (channels, self.image_size, self.image_size)
-        return SPECS[self.dataset].shape if self.dataset in SPECS else FolderImages(self.data_dir, "train", None).shape
+            height = width = self.image_size
+        elif self.dataset == "imagefolder":
+            height, width = folder_images(self.data_dir, "train", None, self.gray).shape[1:]
+        else:
+            height, width = SPECS[self.dataset].shape[1:]
+        return (1 if self.gray else channels, height, width)
 
     def prepare_data(self) -> None:
         """Fetch the files, on one process; torchvision checks them by checksum and fetches only what is missing."""
-        if self.download and self.dataset not in ("digits", "imagefolder"):
-            for train in (True, False):
-                torchvision_dataset(self.dataset, self.data_dir, train, download=True)
+        if self.download and self.dataset not in (*SHIPPED, "imagefolder"):
+            for split in ("train",) if self.dataset == "celeba" else ("train", "test"):  # celeba comes in one piece
+                torchvision_dataset(self.dataset, self.data_dir, split, download=True)
 
     def setup(self, stage: str | None = None) -> None:
         """Read what the stage needs and was not read before.
@@ -153,7 +170,7 @@ class ImageDataModule(LightningDataModule):
 
     def _read(self, split: str) -> dict[str, Dataset[tuple[Tensor, Tensor]]]:
         has_val_folder = self.dataset == "imagefolder" and (Path(self.data_dir) / "val").is_dir()
-        if split == "test" or has_val_folder:
+        if split == "test" or has_val_folder or self.dataset == "celeba":
             return {split: self._dataset(*self._load(split), augment=self.augment and split == "train")}
         # Training and validation share one copy of the pixels and differ in the augmentation.
         images, labels = self._load("train")
@@ -170,21 +187,24 @@ class ImageDataModule(LightningDataModule):
             "val": Subset(self._dataset(images, labels, augment=False), sorted(order[:held_out])),
         }
 
-    def _load(self, split: str) -> tuple[Tensor | FolderImages, Tensor]:
-        if self.dataset != "imagefolder":
+    def _load(self, split: str) -> tuple[Tensor | ImageFiles, Tensor]:
+        if self.dataset not in FILES:
             images, labels = read_named(self.dataset, self.data_dir, train=split == "train")
-            return (images if self.image_size is None else _resize_digits(images, self.image_size)), labels
-        folder = FolderImages(self.data_dir, split, self.image_size)
-        size = len(folder) * torch.Size(folder.shape).numel()
+            if self.image_size is not None:
+                images = _resize(images, self.image_size, SPECS[self.dataset].levels)
+            return (luminance(images) if self.gray and images.shape[1] == 3 else images), labels
+        read = celeba_images if self.dataset == "celeba" else folder_images
+        files = read(self.data_dir, split, self.image_size, self.gray)
+        size = len(files) * torch.Size(files.shape).numel()
         if self.in_memory is False or (self.in_memory is None and size > _MEMORY_LIMIT):
-            return folder, folder.labels
-        rank_zero_info(f"Decoding {len(folder)} {split} images into memory ({size / 2**20:.0f} MiB)")
-        return folder.read(range(len(folder))), folder.labels
+            return files, files.labels
+        rank_zero_info(f"Decoding {len(files)} {split} images into memory ({size / 2**20:.0f} MiB)")
+        return files.read(range(len(files))), files.labels
 
-    def _dataset(self, images: Tensor | FolderImages, labels: Tensor, augment: bool) -> ImageDataset:
+    def _dataset(self, images: Tensor | ImageFiles, labels: Tensor, augment: bool) -> ImageDataset:
         spec = SPECS.get(self.dataset)
         padding, flip, levels = (FOLDER_PADDING, True, 255) if spec is None else (spec.padding, spec.flip, spec.levels)
-        if spec is not None and self.image_size is not None:
+        if spec is not None and self.image_size is not None and self.dataset in SHIPPED:
             padding, levels = max(1, round(padding * self.image_size / spec.shape[1])), 255
         return ImageDataset(images, labels, levels, padding if augment else 0, flip and augment)
 
@@ -218,8 +238,7 @@ class ImageDataModule(LightningDataModule):
         return self._loader("test")
 
 
-def _resize_digits(images: Tensor, size: int) -> Tensor:
-    """Digits with levels 0 to 16 as larger ones with levels 0 to 255, which lie between."""
-    levels = images * (255 / SPECS["digits"].levels)
-    resized: Tensor = vision.resize(levels, [size, size], antialias=True)
+def _resize(images: Tensor, size: int, levels: int) -> Tensor:
+    """Images whose white is ``levels`` as others of another size, whose white is 255."""
+    resized: Tensor = vision.resize(images * (255 / levels), [size, size], antialias=True)
     return resized.round().to(torch.uint8)

@@ -13,19 +13,57 @@ from torch import Tensor, nn
 
 from pl_robust._lightning import MisconfigurationException
 from pl_robust.attacks import FGSM, NFGSM, PGD, TorchAttacks
-from pl_robust.callbacks import CatastrophicOverfittingDetector, CorruptionEvaluator, EpsSchedule, PRIMETransform
+from pl_robust.callbacks import (
+    CatastrophicOverfittingDetector,
+    CorruptionEvaluator,
+    EpsSchedule,
+    INRVisualizer,
+    NTKAlignmentLogger,
+    PRIMETransform,
+)
 from pl_robust.cli import main
-from pl_robust.datamodules import CorruptedImageDataModule, ImageDataModule, InjectedFeatureDataModule
+from pl_robust.datamodules import (
+    CorruptedImageDataModule,
+    EigenfunctionDataModule,
+    ImageDataModule,
+    InjectedFeatureDataModule,
+    LinearlySeparableDataModule,
+    SignalDataModule,
+)
 from pl_robust.datamodules._injection import Injection
 from pl_robust.losses import TRADES, GradAlign
 from pl_robust.metrics import MeanCorruptionError
-from pl_robust.models import Normalize, PreActResNet, SmallCNN
-from pl_robust.modules import AdversarialTraining, AugmentedTraining
-from pl_robust.transforms import AugMix, Corruption, DCTLowPass, corrupt, dct_carrier, dct_low_pass
+from pl_robust.models import MLP, SIREN, FourierFeatureNetwork, LeNet, Normalize, PreActResNet, SmallCNN
+from pl_robust.modules import (
+    AdversarialTraining,
+    AugmentedTraining,
+    INRFitting,
+    INRMetaLearning,
+    LinearizedTraining,
+)
+from pl_robust.ntk import (
+    empirical_ntk,
+    linearize,
+    neural_anisotropy_directions,
+    ntk_alignment,
+    ntk_eigh,
+    ntk_vector_product,
+)
+from pl_robust.transforms import (
+    AugMix,
+    Corruption,
+    DCTLowPass,
+    corrupt,
+    dct_carrier,
+    dct_low_pass,
+    frequency_support,
+    spectrum,
+)
 
 pytestmark = pytest.mark.lightning
 
 NET = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+LINEAR = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)).eval()
 X = torch.full((4, 3, 2, 2), 0.5)
 Y = torch.tensor([0, 1, 2, 0])
 IMAGES = torch.full((4, 3, 16, 16), 0.5)
@@ -239,9 +277,124 @@ OTHERS: dict[str, tuple[Callable[[], Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", [*ATTACKS, *OTHERS])
+NTK: dict[str, tuple[Callable[[], Any], str]] = {
+    "kernel in training mode": (lambda: ntk_vector_product(NET, X, Y), r"call model.eval\(\) first"),
+    "kernel of uint8 images": (
+        lambda: ntk_eigh(LINEAR, X.to(torch.uint8)),
+        r"does not take integers, and `x` is torch.uint8",
+    ),
+    "kernel of a frozen net": (
+        lambda: empirical_ntk(nn.Linear(2, 1).requires_grad_(False).eval(), torch.rand(3, 2)),
+        r"parameters with requires_grad=True",
+    ),
+    "alignment of labels": (
+        lambda: ntk_alignment(LINEAR, X, Y),
+        r"`y` must be a floating-point tensor.*got torch.int64",
+    ),
+    "alignment of nothing": (lambda: ntk_alignment(LINEAR, X, torch.zeros(4, 3)), r"`y` must not be zero everywhere"),
+    "probes without CKA": (
+        lambda: ntk_alignment(LINEAR, X, torch.ones(4, 3), samples=5),
+        r"`samples` is the number of probes for the CKA: give cka=True",
+    ),
+    "k over the samples": (lambda: ntk_eigh(LINEAR, X, 5), r"`k` must be at most the number of rows of the kernel, 4"),
+    "landmarks without Nyström": (lambda: ntk_eigh(LINEAR, X, landmarks=2), r"must come with method='nystrom'"),
+    "net without forward mode": (
+        lambda: linearize(nn.utils.parametrizations.weight_norm(nn.Linear(4, 2)))(torch.ones(3, 4)),
+        r"no forward-mode derivative",
+    ),
+    "net of two parts": (lambda: linearize(nn.GRU(4, 2))(torch.ones(3, 4)), r"must give a tensor, got tuple"),
+    "centered net": (
+        lambda: LinearizedTraining(SmallCNN(), centered=True, linearized=False),
+        r"`centered` must be false",
+    ),
+    "directions of ten outputs": (
+        lambda: neural_anisotropy_directions(nn.Linear(4, 3).eval(), (4,)),
+        r"`output` must say which of the 3 outputs",
+    ),
+    "one sign vector": (lambda: NTKAlignmentLogger(samples=1), r"`samples` must be at least 2, .* got 1"),
+    "negative eigenvalues": (lambda: NTKAlignmentLogger(eigenvalues=-1), r"`eigenvalues` must be at least 0, got -1"),
+    "eigenfunction before the first": (
+        lambda: EigenfunctionDataModule(ImageDataModule("digits"), MLP(64, 1), -1),
+        r"`index` must be at least 0",
+    ),
+    "labels of augmented images": (
+        lambda: EigenfunctionDataModule(ImageDataModule("digits", augment=True), MLP(64, 1), 0).setup("fit"),
+        r"the train inputs of `base` change .*augment=False",
+    ),
+    "no direction": (lambda: LinearlySeparableDataModule(torch.zeros(1, 2, 2)), r"finite and not zero"),
+    "classes without distance": (lambda: LinearlySeparableDataModule(eps=0), r"`eps` must be positive"),
+    "LeNet of another size": (lambda: LeNet()(IMAGES), r"takes images \[B, 1, 32, 32\]"),
+    "MLP of another size": (lambda: MLP(4)(torch.ones(2, 5)), r"of 4 entries each"),
+}
+
+
+INR: dict[str, tuple[Callable[[], Any], str]] = {
+    "w0 of zero": (lambda: SIREN(w0=0), r"`w0` must be positive, got 0"),
+    "SIREN of one layer": (lambda: SIREN(num_layers=1), r"`num_layers` must be at least 2, sines and a linear layer"),
+    "pixels as coordinates": (
+        lambda: SIREN()(torch.zeros(3, 2, dtype=torch.long)),
+        r"coordinates must be floating point",
+    ),
+    "coordinates of a volume": (
+        lambda: SIREN()(torch.rand(5, 3)),
+        r"this SIREN takes coordinates \[..., 2\], got \[5, 3\]",
+    ),
+    "frequencies in a row": (
+        lambda: FourierFeatureNetwork(frequencies=[1.0, 2.0]),  # type: ignore[list-item]
+        r"a row for each, got shape \[2\]",
+    ),
+    "support without end": (
+        lambda: frequency_support(torch.randn(256, 2), 8, max_count=1000),
+        r"256 frequencies have about 1e17 combinations of order 8.*lower `order`",
+    ),
+    "frequency beyond the grid": (
+        lambda: spectrum(torch.rand(8)).at([5.0]),
+        r"at most \[4.0\].*fold_frequencies tells",
+    ),
+    "coordinates of pixels": (
+        lambda: SignalDataModule("tone", coordinate_range=(0, 256)),
+        r"must lie in \[-1, 1\], got `coordinate_range`=\(0, 256\)",
+    ),
+    "stride of one": (
+        lambda: SignalDataModule("tone", split="every", stride=1),
+        r"`stride` must be at least 2, got 1",
+    ),
+    "stride over the grid": (
+        lambda: SignalDataModule("tone", split="every", stride=256).setup(),
+        r"`stride` must be less than 256",
+    ),
+    "tone beyond Nyquist": (
+        lambda: SignalDataModule("tone", frequency=128.0).setup(),
+        r"`frequency` must lie between 0 and 128",
+    ),
+    "channels first": (
+        lambda: SignalDataModule(torch.zeros(3, 9, 9)).setup(),
+        r"channels belong last \(permute them\)",
+    ),
+    "NaN signal": (
+        lambda: SignalDataModule(torch.tensor([1.0, torch.nan])).setup(),
+        r"holds NaN or infinite values: cut them out",
+    ),
+    "unknown meta-learning": (
+        lambda: INRMetaLearning(SIREN(), method="fomaml"),  # type: ignore[arg-type]
+        r"`method` must be one of \('maml', 'reptile'\)",
+    ),
+    "inner rate of zero": (
+        lambda: INRMetaLearning(SIREN(), inner_lr=0),
+        r"`inner_lr` must be positive and finite, got 0",
+    ),
+    "signals without number": (lambda: INRFitting(SIREN(), num_signals=0), r"`num_signals` must be at least 1, got 0"),
+    "look without end": (lambda: INRVisualizer(every_n_steps=0), r"`every_n_steps` must be at least 1, got 0"),
+    "signals of two shapes": (
+        lambda: SignalDataModule(["camera", "astronaut"]).setup(),
+        r"must have one shape .*`gray`",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", [*ATTACKS, *OTHERS, *NTK, *INR])
 def test_the_error_speaks_in_one_line(name: str) -> None:
-    call, message = (ATTACKS | OTHERS)[name]
+    call, message = (ATTACKS | OTHERS | NTK | INR)[name]
     with pytest.raises((ValueError, TypeError, MisconfigurationException), match=message) as caught:
         call()
     assert "\n" not in str(caught.value)
@@ -270,7 +423,7 @@ CONFIGURATIONS: dict[str, tuple[list[str], str]] = {
         ["--model=AdversarialTrainin"],
         "no class 'AdversarialTrainin'; did you mean 'AdversarialTraining'",
     ),
-    "class of the data": (["--data=ImageDatamodule"], "There are: CorruptedImageDataModule, ImageDataModule"),
+    "class of the data": (["--data=ImageDatamodule"], "There are: CorruptedImageDataModule, EigenfunctionDataModule, "),
     "class of the attack": (
         ["--model.attack=FGSMM"],
         "no class 'FGSMM'; did you mean 'FGSM'? There are: FGSM, NFGSM, PGD",
@@ -312,4 +465,4 @@ def test_a_typo_in_a_configuration_is_named_in_one_line(
 
 
 def test_there_are_seventy() -> None:
-    assert len(ATTACKS) + len(OTHERS) + len(CONFIGURATIONS) >= 70
+    assert len(ATTACKS) + len(OTHERS) + len(NTK) + len(CONFIGURATIONS) >= 70

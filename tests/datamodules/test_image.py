@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from torchvision.transforms.v2 import functional as vision
 from pl_robust._lightning import LightningModule, Trainer
 from pl_robust.datamodules import ImageDataModule
 from pl_robust.datamodules._image_dataset import ImageDataset, collate_images, crop_and_flip
+from pl_robust.datamodules._luminance import luminance
 from tests.toys import quiet_trainer
 
 pytestmark = pytest.mark.lightning
@@ -76,6 +78,33 @@ def _write_svhn(root: Path, patch: pytest.MonkeyPatch) -> None:
         savemat(root / name, {"X": random.integers(0, 256, (32, 32, 3, count), dtype=np.uint8), "y": labels[:, None]})
         lists[split] = [url, name, _md5(root / name)]
     patch.setattr(datasets.SVHN, "split_list", lists)
+
+
+def _write_celeba(root: Path, patch: pytest.MonkeyPatch) -> list[int]:
+    """Write tables and photos in CelebA's format, 12 to train, 5 to validate, 7 to test; return who smiles."""
+    folder = root / "celeba"
+    (folder / "img_align_celeba").mkdir(parents=True)
+    names = [f"{index:06d}.jpg" for index in range(1, 25)]
+    smiles = [int(smile) for smile in random.integers(0, 2, len(names))]
+    for name in names:
+        Image.fromarray(random.integers(0, 256, (218, 178, 3), dtype=np.uint8)).save(folder / "img_align_celeba" / name)
+
+    def table(file: str, columns: str | None, rows: list[str]) -> tuple[str, str, str]:
+        head = "" if columns is None else f"{len(names)}\n{columns}\n"
+        lines = (f"{name} {row}" for name, row in zip(names, rows, strict=True))
+        (folder / file).write_text(head + "\n".join(lines) + "\n")
+        return ("", _md5(folder / file), file)
+
+    parts = [0] * 12 + [1] * 5 + [2] * 7
+    files = [
+        table("list_attr_celeba.txt", "Bald Smiling Young ", [f"-1 {2 * smile - 1}  1" for smile in smiles]),
+        table("identity_CelebA.txt", None, ["7"] * len(names)),
+        table("list_bbox_celeba.txt", "image_id x_1 y_1 width height", ["95  71 226 313"] * len(names)),
+        table("list_landmarks_align_celeba.txt", "lefteye_x lefteye_y", ["69  109"] * len(names)),
+        table("list_eval_partition.txt", None, [str(part) for part in parts]),
+    ]
+    patch.setattr(datasets.CelebA, "file_list", files)
+    return smiles
 
 
 def _write(name: str, root: Path, patch: pytest.MonkeyPatch) -> None:
@@ -309,6 +338,117 @@ def test_imagefolder_uses_its_own_validation_images(tmp_path: Path) -> None:
         only.train_dataloader()
 
 
+# faces
+
+
+def test_lfw_is_scikit_images_subset_and_split_150_to_50_whatever_the_seed() -> None:
+    from skimage.data import lfw_subset
+
+    levels: np.ndarray[Any, Any] = (lfw_subset() * 255).round().astype(np.uint8)  # type: ignore[no-untyped-call]
+    known = {image.tobytes(): int(index < 100) for index, image in enumerate(levels)}
+    tests = []
+    for seed in (0, 1):
+        data = ImageDataModule("lfw", seed=seed, val_fraction=0.2)
+        assert (data.num_classes, data.image_shape) == (2, (1, 25, 25))
+        data.prepare_data()
+        data.setup()
+        parts = [_cat(loader) for loader in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader())]
+        assert [len(y) for _, y in parts] == [120, 30, 50]
+        assert parts[2][1].sum() == 25
+        seen = []
+        for x, y in parts:
+            images = [(image[0] * 255).round().byte().numpy().tobytes() for image in x]
+            assert [known[image] for image in images] == y.tolist()
+            seen += images
+        assert len(known) == 200
+        assert sorted(seen) == sorted(known)
+        tests.append(parts[2][0])
+    assert torch.equal(tests[0], tests[1])
+
+
+def test_faces_of_another_size_are_interpolated() -> None:
+    data, plain = ImageDataModule("lfw", image_size=32), ImageDataModule("lfw")
+    assert data.image_shape == (1, 32, 32)
+    for each in (data, plain):
+        each.setup("test")
+    x, before = _cat(data.test_dataloader())[0], _cat(plain.test_dataloader())[0]
+    expected = torch.nn.functional.interpolate(before, size=32, mode="bilinear", antialias=True)
+    assert (x - expected).abs().max() <= 0.501 / 255
+
+
+def test_lfw_without_scikit_image_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "skimage", None)
+    with pytest.raises(ImportError, match=r"lfw_subset ships with scikit-image: `pip install \"pl_robust\[inr\]\"`"):
+        ImageDataModule("lfw").setup("fit")
+
+
+@pytest.mark.parametrize("in_memory", [None, False])
+@pytest.mark.parametrize("gray", [False, True])
+def test_celeba_is_cropped_and_resized_as_published(
+    gray: bool, in_memory: bool | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    smiles = _write_celeba(tmp_path, monkeypatch)
+    data = ImageDataModule("celeba", data_dir=tmp_path, image_size=64, gray=gray, in_memory=in_memory)
+    assert (data.num_classes, data.image_shape) == (2, (1 if gray else 3, 64, 64))
+    data.prepare_data()  # finds everything there
+    data.setup()
+    parts = [_cat(loader)[1] for loader in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader())]
+    assert [len(y) for y in parts] == [12, 5, 7]
+    assert parts[1].tolist() + parts[2].tolist() == smiles[12:]
+    assert parts[0].sum() == sum(smiles[:12])
+    x, _ = _cat(data.test_dataloader())
+    with Image.open(tmp_path / "celeba" / "img_align_celeba" / "000018.jpg") as opened:
+        image = opened.convert("L" if gray else "RGB")
+    square = image.crop((0, 20, 178, 198)).resize((64, 64), Image.Resampling.BILINEAR)
+    assert torch.equal(x[0], to_tensor(square))
+
+
+def test_celeba_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _write_celeba(tmp_path, monkeypatch)
+    data = ImageDataModule("celeba", data_dir=tmp_path)
+    assert data.image_shape == (3, 218, 178)
+    data.setup("test")
+    x, y = _cat(data.test_dataloader())
+    reference = list(datasets.CelebA(str(tmp_path), split="test"))
+    assert torch.equal(x, torch.stack([to_tensor(image) for image, _ in reference]))
+    assert y.tolist() == [int(attributes[1]) for _, attributes in reference]
+
+
+def test_missing_celeba_names_the_folder_and_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(FileNotFoundError, match=r"`data_dir`='nowhere' holds no complete celeba data.*download=True"):
+        ImageDataModule("celeba", data_dir="nowhere").setup("fit")
+
+    def no_network(*_: Any, **__: Any) -> None:
+        raise AssertionError("a download was started")
+
+    monkeypatch.setattr("torchvision.datasets.celeba.download_file_from_google_drive", no_network)
+    with pytest.raises(AssertionError, match="a download was started"):
+        ImageDataModule("celeba", data_dir=tmp_path).prepare_data()
+    ImageDataModule("celeba", data_dir=tmp_path, download=False).prepare_data()
+
+
+def test_gray_is_the_luminance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _write("cifar10", tmp_path / "data", monkeypatch)
+    _write_folder(tmp_path / "folder")
+    for name, root in (("cifar10", "data"), ("imagefolder", "folder")):
+        pair = [ImageDataModule(name, data_dir=tmp_path / root, gray=gray, download=False) for gray in (False, True)]  # type: ignore[arg-type]
+        for data in pair:
+            data.setup("test")
+        colours, gray = (_cat(data.test_dataloader())[0] for data in pair)
+        weights = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
+        assert pair[1].image_shape == tuple(gray.shape[1:]) == (1, *colours.shape[2:])
+        assert (gray - (colours * weights).sum(1, keepdim=True)).abs().max() <= 0.51 / 255
+    white = luminance(torch.full((2, 3, 4, 5), 255, dtype=torch.uint8))
+    assert torch.equal(white, torch.full((2, 1, 4, 5), 255, dtype=torch.uint8))
+    data = ImageDataModule("digits", gray=True)
+    assert data.image_shape == (1, 8, 8)
+    data.setup("test")
+    assert data.test_dataloader().dataset[0][0].shape == (1, 8, 8)
+
+
+# sizes
+
+
 @pytest.mark.parametrize("size", [4, 8, 16, 25])
 def test_digits_of_another_size_are_interpolated(size: int) -> None:
     data = ImageDataModule("digits", image_size=size)
@@ -483,7 +623,8 @@ def test_a_data_set_around_ours_still_collates() -> None:
         ({"eval_batch_size": -1}, "`eval_batch_size` must be a positive integer, got -1"),
         ({"val_fraction": 1.0}, r"`val_fraction` must be in \[0, 1\), got 1.0"),
         ({"num_workers": -1}, "`num_workers` must be 0 or more"),
-        ({"name": "mnist", "image_size": 16}, "is for 'imagefolder' and 'digits', got 16 for 'mnist'"),
+        ({"name": "mnist", "image_size": 16}, "is for celeba, imagefolder, digits, lfw, got 16 for 'mnist'"),
+        ({"name": "lfw", "image_size": 0}, "`image_size` must be positive"),
         ({"image_size": 0}, "`image_size` must be positive .* got 0 for 'digits'"),
         ({"name": "imagefolder", "image_size": 0}, "`image_size` must be positive"),
     ],
