@@ -54,4 +54,5 @@ def _reflection(width: int) -> Tensor:
     """The matrix that exchanges the first unit vector and the direction of the mixture."""
     weights = mixture(width)
     difference = torch.eye(width, dtype=torch.float64)[0] - weights / torch.linalg.vector_norm(weights)
-    return torch.eye(width, dtype=torch.float64) - 2 * torch.outer(difference, difference) / difference.square().sum()
+    unit = difference / torch.linalg.vector_norm(difference)
+    return torch.eye(width, dtype=torch.float64) - torch.outer(2 * unit, unit)

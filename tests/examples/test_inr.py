@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 def script(stem: str) -> Any:
     spec: Any = importlib.util.spec_from_file_location(f"__{stem}__", EXAMPLES / f"{stem}.py")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # its networks are among the classes that LightningCLI finds by short names
     spec.loader.exec_module(module)
     return module
 
