@@ -28,11 +28,9 @@ class SampleRandom:
     """
 
     def __init__(self, seeds: Tensor, stream: int) -> None:
-        # Two words for each row, int32 [2, B], with every bit of both seed words and the stream in each.
-        low, high = (_wrap(word) for word in (seeds & 0xFFFFFFFF, (seeds >> 32) & 0xFFFFFFFF))
-        keys = _hash_(torch.stack([low ^ _signed(0x9E3779B9 * word) for word in (1, 2)]))
-        self._keys = _hash_(_hash_(keys.bitwise_xor_(high)).add_(_signed(0x85EBCA6B * (stream + 1))))
-        self._half = torch.full((), 0.5, dtype=torch.float32, device=seeds.device)
+        self._seeds = seeds
+        self._stream = stream
+        self._keys: list[Tensor] = []  # one, once it is needed: half of the corruptions draw nothing
         self._rows = slice(None)
         self._draws = 0
         self._drawn: list[Tensor] = []  # the keys of each draw
@@ -40,19 +38,19 @@ class SampleRandom:
     @property
     def device(self) -> torch.device:
         """Where the numbers are drawn."""
-        return self._keys.device
+        return self._seeds.device
 
     def split(self, rows: int) -> Iterator[SampleRandom]:
         """Cut a new one into parts of so many rows, each of which draws as the whole would."""
-        for start in range(0, max(1, self._keys.shape[1]), rows):  # no row is one part, as of tensors
-            part = copy(self)  # what is made of the seeds is made once for all parts
+        for start in range(0, max(1, len(self._seeds)), rows):  # no row is one part, as of tensors
+            part = copy(self)  # what is made of the seeds is made once for all parts, in lists
             part._rows = slice(start, start + rows)
             yield part
 
     def uniform(self, *shape: int) -> Tensor:
         """Draw from [0, 1): float32 [B, *shape], multiples of 2**-24."""
         numbers = self._words(math.prod(shape)).bitwise_right_shift_(8).float()
-        return torch.add(self._half, numbers, alpha=2.0**-24, out=numbers).view(-1, *shape)
+        return torch.add(self._half(), numbers, alpha=2.0**-24, out=numbers).view(-1, *shape)
 
     def integers(self, low: int, high: int, *shape: int) -> Tensor:
         """Draw from low, ..., high - 1: int64 [B, *shape]; ranges far below 2**24 are uniform."""
@@ -65,10 +63,22 @@ class SampleRandom:
         both = self._words(2 * half).float().view(-1, 2, half)
         first, second = both.unbind(1)
         # Of a number up to 1 and above 0, which is why the factor is a little below 2**-32.
-        radius = torch.add(self._half, first, alpha=2.0**-32 - 2.0**-55).log_().mul_(-2).sqrt_()
+        radius = torch.add(self._half(), first, alpha=2.0**-32 - 2.0**-55).log_().mul_(-2).sqrt_()
         torch.cos(second.mul_(2 * math.pi / 2**32), out=first)
         second.sin_()
         return both.mul_(radius[:, None]).flatten(1)[:, :size].reshape(-1, *shape)
+
+    def _half(self) -> Tensor:
+        return torch.full((), 0.5, dtype=torch.float32, device=self.device)
+
+    def _key(self) -> Tensor:
+        """Make two words for each row, int32 [2, B], with every bit of both seed words and the stream in each."""
+        if not self._keys:
+            low, high = (_wrap(word) for word in (self._seeds & 0xFFFFFFFF, (self._seeds >> 32) & 0xFFFFFFFF))
+            keys = _hash_(torch.stack([low ^ _signed(0x9E3779B9 * word) for word in (1, 2)]))
+            keys = _hash_(keys.bitwise_xor_(high)).add_(_signed(0x85EBCA6B * (self._stream + 1)))
+            self._keys.append(_hash_(keys))
+        return self._keys[0]
 
     def _words(self, size: int) -> Tensor:
         """Draw 32 random bits for each row and counter: int32 [B, size].
@@ -78,7 +88,7 @@ class SampleRandom:
         rows in a million shares some.
         """
         if self._draws == len(self._drawn):
-            self._drawn.append(_hash_(self._keys + _signed(0xC2B2AE35 * (self._draws + 1))))
+            self._drawn.append(_hash_(self._key() + _signed(0xC2B2AE35 * (self._draws + 1))))
         first, second = self._drawn[self._draws][:, self._rows, None].unbind()
         self._draws += 1
         words = torch.bitwise_xor(_counters(size, self.device), first)
