@@ -18,9 +18,9 @@ from pl_robust.ntk._record import Record
 
 Make: TypeAlias = Callable[[Readout, Tensor], Record]
 
-_FEW = 2  # samples to measure on
+_FEW = 4  # samples to measure on; as many as check_model takes, because a new number costs time
 _BUDGET = 2 * 2**30  # bytes, on a device whose memory others need too
-_CACHED = 2**26  # bytes at a time: on processors more is not faster,
+_CACHED = 2**27  # bytes at a time: on processors more is not faster,
 _ENOUGH = 32  # unless they are of fewer samples than that
 
 

@@ -84,7 +84,7 @@ def empirical_ntk(
         check_inputs(x2, parameters, "x2")
     with derivatives(model), torch.no_grad():
         with torch.enable_grad():  # which a model may need inside
-            few = outputs_of(model, plain(x1[:2])).detach()
+            few = outputs_of(model, plain(x1[:4])).detach()
         heads = heads_of(outputs, few.shape[1])
         if callable(outputs):
             check_rows(outputs, few)

@@ -236,8 +236,8 @@ def test_it_costs_a_forward_and_a_backward_for_each_output_and_no_weight_gradien
     assert {tuple(mask) for mask in masks.seen} == {(True, False, False)}
     # Of each chunk ten outputs, and one more to find the samples; before that one output of a few.
     assert len(masks.seen) == 4 * (10 + 1) + 1 + 1
-    # Each once; before that a few together, two of them alone, and two for the outputs, the memory and a record.
-    assert masks.images == 8 + (4 + 1 + 1) + (2 + 2 + 2)
+    # Each once; before that a few together, two of them alone, and a few for the outputs, the memory and a record.
+    assert masks.images == 8 + (4 + 1 + 1) + (4 + 4 + 4)
 
 
 def test_records_that_do_not_fit_are_made_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ def images(count: int = 4) -> Tensor:
         ({"outputs": "mean"}, ValueError, '`outputs` must be "trace", "full", the index of an output, or a function'),
         ({"outputs": 3}, ValueError, "`outputs` must be an output of the model, 0 to 2, got 3"),
         ({"outputs": 0.5}, TypeError, '`outputs` must be "trace", "full", the index of an output, or a function'),
-        ({"outputs": lambda given: given}, ValueError, r"must make one value per sample .*, \[2\] of \[2, 3\]"),
+        ({"outputs": lambda given: given}, ValueError, r"must make one value per sample .*, \[4\] of \[4, 3\]"),
         ({"outputs": lambda given: given[:, 0].detach()}, ValueError, "do not depend .* through autograd"),
         ({"outputs": lambda given: given.argmax(1)}, ValueError, "do not depend .* through autograd"),
         ({"outputs": lambda given: given[:, 0] - given[0, 0]}, ValueError, "must take the samples one by one"),
