@@ -1,10 +1,12 @@
 """Time and memory of `empirical_ntk` against the kernel that people write: vmap(jacrev), contracted layer by layer.
 
-python -m tests.benchmarks.ntk [--rounds 5] [--threads N] [--samples 256]
+python -m tests.benchmarks.ntk [--rounds 5] [--threads N] [--samples 256] [--jax peer/bin/python]
 
-LeNet on images 3x32x32 with ten outputs. Both take turns, and each round gives one ratio: the median counts. Seconds of
-the first call, and what a call adds to the resident memory, are those of a fresh process each. Then torchvision's
-resnet18 at 32 pixels in a fresh process; the peer has no place there. With CUDA also resnet18 of 1,024 samples.
+LeNet on images 3x32x32 with ten outputs. The peer is PyTorch's tutorial on neural tangent kernels, which differentiates
+the rows' samples and the columns'; "once" is the same with one Jacobian for both. All take turns, and each round gives
+one ratio: the median counts. Seconds of the first call, and what a call adds to the resident memory, are those of a
+fresh process each. Then torchvision's resnet18 at 32 pixels in a fresh process; the peer has no place there. With
+`--jax`, neural-tangents on its own LeNet, see `neural_tangents_peer.py`. With CUDA also resnet18 of 1,024 samples.
 """
 
 from __future__ import annotations
@@ -28,22 +30,33 @@ from pl_robust.ntk import empirical_ntk
 OUTPUTS = 10
 
 
-def contracted_jacobian(model: nn.Module, x: Tensor) -> Tensor:
-    """The trace kernel [N, N] from the Jacobian of each parameter."""
+def jacobian(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """That of each parameter, [N, C, P]."""
     parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
 
     def outputs(parameters: dict[str, Tensor], sample: Tensor) -> Tensor:
         given: Tensor = torch.func.functional_call(model, parameters, (sample[None],))
         return given[0]
 
-    jacobians = torch.func.vmap(torch.func.jacrev(outputs), (None, 0))(parameters, x)
-    kernel = torch.zeros(len(x), len(x), dtype=x.dtype, device=x.device)
-    for part in jacobians.values():
-        kernel += torch.einsum("icp,jcp->ij", part.flatten(2), part.flatten(2))
-    return kernel
+    jacobians: dict[str, Tensor] = torch.func.vmap(torch.func.jacrev(outputs), (None, 0))(parameters, x)
+    return {name: part.flatten(2) for name, part in jacobians.items()}
 
 
-METHODS: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {"ours": empirical_ntk, "peer": contracted_jacobian}
+def contracted(rows: dict[str, Tensor], columns: dict[str, Tensor]) -> Tensor:
+    return torch.stack([torch.einsum("Naf,Maf->NM", part, columns[name]) for name, part in rows.items()]).sum(0)
+
+
+def tutorial(model: nn.Module, x: Tensor) -> Tensor:
+    """https://docs.pytorch.org/tutorials/intermediate/neural_tangent_kernels.html, the trace kernel [N, N]."""
+    return contracted(jacobian(model, x), jacobian(model, x))
+
+
+def once(model: nn.Module, x: Tensor) -> Tensor:
+    rows = jacobian(model, x)
+    return contracted(rows, rows)
+
+
+METHODS: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {"ours": empirical_ntk, "peer": tutorial, "once": once}
 
 
 def network(name: str, samples: int) -> tuple[nn.Module, Tensor]:
@@ -100,11 +113,26 @@ def on_cuda(samples: int) -> None:
     print(f"CUDA, resnet18, N = {samples}: {taken:.1f} s, peak {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
 
 
+def against_jax(python: str, model: nn.Module, x: Tensor, rounds: int) -> None:
+    command = [python, str(Path(__file__).with_name("neural_tangents_peer.py")), str(len(x)), "3"]
+    warm = []
+    for _ in range(rounds):
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        first, taken, peak = map(float, done.stdout.split())
+        warm.append((taken, taken / statistics.median(seconds(partial(empirical_ntk, model, x)) for _ in range(3))))
+    taken, ratio = (statistics.median(column) for column in zip(*warm, strict=True))
+    print(
+        f"neural-tangents: warm {taken:.3f} s, {ratio:.1f} times ours; first call {first:.3f} s, "
+        f"resident memory {peak:.2f} GiB"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--samples", type=int, default=256)
+    parser.add_argument("--jax", metavar="PYTHON", help="that of an environment with neural-tangents")
     parser.add_argument("--alone", nargs=2, metavar=("METHOD", "NETWORK"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -113,26 +141,28 @@ def main() -> None:
         alone(method, name, arguments.samples)
         return
     model, x = network("lenet", arguments.samples)
-    ours, theirs = (method(model, x) for method in METHODS.values())  # the first calls
+    ours, theirs, _ = (method(model, x) for method in METHODS.values())  # the first calls
     rounds = [
         {name: seconds(partial(method, model, x)) for name, method in METHODS.items()} for _ in range(arguments.rounds)
     ]
-    ratios = [times["peer"] / times["ours"] for times in rounds]
-    medians = {name: statistics.median(times[name] for times in rounds) for name in METHODS}
     print(
         f"LeNet, N = {len(x)}, {OUTPUTS} outputs, {arguments.threads} threads; largest difference "
         f"{float((ours - theirs).abs().max() / theirs.abs().max()):.1g} of the largest entry"
     )
-    print(
-        f"warm: ours {medians['ours']:.3f} s, peer {medians['peer']:.3f} s, ratio {statistics.median(ratios):.1f}x "
-        f"(rounds {', '.join(f'{ratio:.1f}' for ratio in ratios)})"
-    )
     for name in METHODS:
+        ratios = [times[name] / times["ours"] for times in rounds]
+        print(
+            f"warm, {name}: {statistics.median(times[name] for times in rounds):.3f} s, "
+            f"{statistics.median(ratios):.1f} times ours (rounds {', '.join(f'{ratio:.1f}' for ratio in ratios)})"
+        )
+    for name in ("ours", "peer"):
         fresh = [in_fresh_process(name, "lenet", len(x), arguments.threads) for _ in range(3)]
         cold, grown = (statistics.median(column) for column in zip(*fresh, strict=True))
         print(f"fresh process, {name}: first call {cold:.3f} s, resident memory + {grown:.2f} GiB")
     taken, grown = in_fresh_process("ours", "resnet18", 64, arguments.threads)
     print(f"resnet18 at 32 px, N = 64: {taken:.1f} s in a fresh process, resident memory + {grown:.2f} GiB")
+    if arguments.jax:
+        against_jax(arguments.jax, model, x, arguments.rounds)
     if torch.cuda.is_available():
         on_cuda(1024)
 

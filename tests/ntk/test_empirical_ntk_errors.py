@@ -12,6 +12,9 @@ from pl_robust.models import LeNet
 from pl_robust.ntk import _memory, empirical_ntk
 from tests.ntk import zoo
 
+# At its first use torch loads its compiler, which sets environment variables: not inside a test.
+checkpoint(torch.sin, torch.zeros(1), use_reentrant=False)
+
 
 def lenet() -> nn.Module:
     return LeNet(1, num_classes=3, image_size=8).eval()
