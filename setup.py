@@ -48,6 +48,7 @@ setup(
         "tqdm>=4.57",  # Lightning's own bound
         "scikit-learn>=1.2",  # ships the digits data
         "pillow>=9.1",  # reads images; torchvision's own, named because we import it
+        "torch-geometric>=2.4",  # graph layers and data sets
         "torch-uncertainty-assets>=0.5",  # half a megabyte of photos of frost, for the corruption of that name
     ],
     extras_require={
@@ -58,6 +59,7 @@ setup(
         "lightning": ["lightning>=2.1,<3,!=2.6.2,!=2.6.3"],  # the other spelling of the same framework
         "test": [
             "pytest>=8",
+            "pytest-xdist>=3.5",  # tests on both cores of a small machine
             "torchattacks>=3.5",  # the oracle of the attacks
             "imagecorruptions>=1.1.2",  # the oracle of the corruptions
             "scikit-image>=0.19",  # its own, and photos
