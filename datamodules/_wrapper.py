@@ -135,8 +135,12 @@ class DataModuleWrapper(LightningDataModule, ABC):
         # A copy: a base that keeps its loader would otherwise be transformed once more at every call.
         loader = copy.copy(loaders)
         loader._iterator = None  # workers that live on from the base's own loader know nothing of the transform
-        loader.collate_fn = _TransformingCollate(loaders.collate_fn, transform)
+        self._change(loader, transform)
         return loader
+
+    def _change(self, loader: DataLoader[Any], transform: Callable[[Any], Any]) -> None:
+        """Put ``transform`` behind the collation of a loader, which is a copy already."""
+        loader.collate_fn = _TransformingCollate(loader.collate_fn, transform)
 
 
 class _TransformingCollate:

@@ -46,11 +46,12 @@ def read_config(path: str, extra: Sequence[str] = ()) -> dict[str, Any]:
     return config
 
 
-def fit_and_test(config: Mapping[str, Any]) -> tuple[Any, dict[str, float]]:
-    """Fit a network and test it in its last state; print nothing and leave no file.
+def fit_and_test(config: Mapping[str, Any], ckpt_path: str | None = None) -> tuple[Any, dict[str, float]]:
+    """Fit a network and test it; print nothing and leave no file.
 
     Args:
         config: what ``read_config`` returned, filled in.
+        ckpt_path: which state is tested, ``"best"`` as in ``Trainer.test``; None means the last.
 
     Returns:
         The finished LightningCLI, and what the test logged.
@@ -65,7 +66,7 @@ def fit_and_test(config: Mapping[str, Any]) -> tuple[Any, dict[str, float]]:
         path = Path(folder) / "run.yaml"
         path.write_text(yaml.safe_dump({**config, "trainer": trainer}), "utf-8")
         cli = _fit(path)
-        tested = cli.trainer.test(cli.model, cli.datamodule, verbose=False)
+        tested = cli.trainer.test(cli.model, cli.datamodule, ckpt_path=ckpt_path, verbose=False)
     return cli, {name: value for part in tested for name, value in part.items()}
 
 

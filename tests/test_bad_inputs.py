@@ -10,14 +10,17 @@ import pytest
 import torch
 import yaml
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from pl_robust._lightning import MisconfigurationException
 from pl_robust.attacks import FGSM, NFGSM, PGD, TorchAttacks
 from pl_robust.callbacks import (
+    CalibrationLogger,
     CatastrophicOverfittingDetector,
     CorruptionEvaluator,
     EpsSchedule,
     INRVisualizer,
+    LearningDynamics,
     NTKAlignmentLogger,
     PRIMETransform,
 )
@@ -26,13 +29,14 @@ from pl_robust.datamodules import (
     CorruptedImageDataModule,
     EigenfunctionDataModule,
     ImageDataModule,
+    IndexedDataModule,
     InjectedFeatureDataModule,
     LinearlySeparableDataModule,
     SignalDataModule,
 )
 from pl_robust.datamodules._injection import Injection
-from pl_robust.losses import TRADES, GradAlign
-from pl_robust.metrics import MeanCorruptionError
+from pl_robust.losses import AKD, ARD, TRADES, GradAlign, Progress, distillation_loss
+from pl_robust.metrics import Calibration, MeanCorruptionError, reliability
 from pl_robust.models import MLP, SIREN, FourierFeatureNetwork, LeNet, Normalize, PreActResNet, SmallCNN
 from pl_robust.modules import (
     AdversarialTraining,
@@ -328,6 +332,54 @@ NTK: dict[str, tuple[Callable[[], Any], str]] = {
 }
 
 
+DISTILLATION: dict[str, tuple[Callable[[], Any], str]] = {
+    "teacher weight above 1": (lambda: AKD(1.5), r"`teacher_weight` must be between 0 and 1, got 1.5"),
+    "temperature of 0": (lambda: AKD(temperature=0), r"`temperature` must be finite and above 0, got 0"),
+    "teacher input": (
+        lambda: AKD(teacher_input="noisy"),  # type: ignore[arg-type]
+        r"`teacher_input` must be one of \('adversarial', 'clean'\), got 'noisy'",
+    ),
+    "reduction": (
+        lambda: ARD(reduction="mean"),  # type: ignore[arg-type]
+        r"`reduction` must be one of \('batch', 'batch_and_classes'\), got 'mean'",
+    ),
+    "logits as log-probabilities": (
+        lambda: distillation_loss(LINEAR(X), Y, LINEAR(X)),
+        r"must be log-probabilities, neither logits nor probabilities",
+    ),
+    "weight schedule without end": (
+        lambda: AKD(1, start_weight=0).weight(Progress(0)),
+        r"not known: set max_epochs of the Trainer",
+    ),
+    "calibration attack by name": (
+        lambda: CalibrationLogger("pgd"),  # type: ignore[arg-type]
+        r"`attack` must be an attack such as PGD.*got 'pgd'",
+    ),
+    "calibration without bins": (lambda: CalibrationLogger(bins=0), r"`bins` must be at least 1, got 0"),
+    "calibration suffix with a slash": (lambda: CalibrationLogger(suffix="_a/b"), r"`suffix` must be ''.*got '_a/b'"),
+    "reliability of logits": (
+        lambda: reliability(4 * torch.eye(3), torch.arange(3)),
+        r"of logits take logits.softmax\(1\)",
+    ),
+    "calibration of a binary head": (
+        lambda: Calibration().update(torch.zeros(4, 1), torch.zeros(4, dtype=torch.int64)),
+        r"models.BinaryLogits",
+    ),
+    "dynamics' attack as a number": (
+        lambda: LearningDynamics(0.1),  # type: ignore[arg-type]
+        r"`attack` must be an attack such as PGD",
+    ),
+    "looks every 0 epochs": (
+        lambda: LearningDynamics(every_n_epochs=0),
+        r"`every_n_epochs` must be at least 1, got 0",
+    ),
+    "a loader for a datamodule": (
+        lambda: IndexedDataModule(DataLoader(X)),  # type: ignore[arg-type]
+        r"must be a LightningDataModule, got DataLoader",
+    ),
+}
+
+
 INR: dict[str, tuple[Callable[[], Any], str]] = {
     "w0 of zero": (lambda: SIREN(w0=0), r"`w0` must be positive, got 0"),
     "SIREN of one layer": (lambda: SIREN(num_layers=1), r"`num_layers` must be at least 2, sines and a linear layer"),
@@ -392,9 +444,9 @@ INR: dict[str, tuple[Callable[[], Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", [*ATTACKS, *OTHERS, *NTK, *INR])
+@pytest.mark.parametrize("name", [*ATTACKS, *OTHERS, *NTK, *INR, *DISTILLATION])
 def test_the_error_speaks_in_one_line(name: str) -> None:
-    call, message = (ATTACKS | OTHERS | NTK | INR)[name]
+    call, message = (ATTACKS | OTHERS | NTK | INR | DISTILLATION)[name]
     with pytest.raises((ValueError, TypeError, MisconfigurationException), match=message) as caught:
         call()
     assert "\n" not in str(caught.value)

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from pl_robust._number import parse_number
 from pl_robust.attacks import Attack
 from pl_robust.attacks._target import batch_norm_mode
+from pl_robust.losses._soft_labels import divergence, log_softmax
 from pl_robust.losses.regularizer import Regularizer
 
 
@@ -34,16 +35,7 @@ def trades_loss(logits: Tensor, logits_adv: Tensor, y: Tensor, *, beta: float = 
     Returns:
         A scalar.
     """
-    return F.cross_entropy(logits, y) + beta * _divergence(logits_adv, _log_softmax(logits)).mean()
-
-
-def _divergence(logits: Tensor, log_reference: Tensor) -> Tensor:
-    """KL(reference || softmax(logits)) of each sample, [B]."""
-    return F.kl_div(_log_softmax(logits), log_reference, reduction="none", log_target=True).sum(1)
-
-
-def _log_softmax(logits: Tensor) -> Tensor:
-    return F.log_softmax(logits.float() if logits.dtype.itemsize < 4 else logits, dim=1)
+    return F.cross_entropy(logits, y) + beta * divergence(logits_adv, log_softmax(logits)).mean()
 
 
 class TRADES(Regularizer):
@@ -78,9 +70,9 @@ class TRADES(Regularizer):
         """Compute cross-entropy and divergence. See ``Regularizer``."""
         self.check(attack)
         logits = net(x)
-        log_reference = _log_softmax(logits.detach())
+        log_reference = log_softmax(logits.detach())
         if attack.batch_norm != "train":
             with torch.no_grad(), batch_norm_mode(net, attack.batch_norm):
-                log_reference = _log_softmax(net(x))
-        logits_adv = net(attack(net, x, y, loss=_divergence, targets=log_reference))
+                log_reference = log_softmax(net(x))
+        logits_adv = net(attack(net, x, y, loss=divergence, targets=log_reference))
         return trades_loss(logits, logits_adv, y, beta=self.beta), logits_adv

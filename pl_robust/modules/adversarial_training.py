@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -10,12 +10,10 @@ from torch.optim import SGD
 from torch.optim.optimizer import Optimizer
 
 from pl_robust._batch import split_batch
-from pl_robust._lightning import LRSchedulerCallable, OptimizerCallable, rank_zero_warn, unsavable
-from pl_robust.attacks import PGD, Attack
+from pl_robust._lightning import LRSchedulerCallable, OptimizerCallable, unsavable
+from pl_robust.attacks import Attack
 from pl_robust.losses import Regularizer
-from pl_robust.modules._classifier import Classifier
-from pl_robust.modules._evaluation import find_masking
-from pl_robust.modules._schedules import triangular
+from pl_robust.modules._adversarial_classifier import AdversarialClassifier
 
 
 def published_sgd(parameters: Any) -> Optimizer:
@@ -23,7 +21,7 @@ def published_sgd(parameters: Any) -> Optimizer:
     return SGD(parameters, lr=0.2, momentum=0.9, weight_decay=5e-4)
 
 
-class AdversarialTraining(Classifier):
+class AdversarialTraining(AdversarialClassifier):
     r"""Train a classifier on adversarial examples (Madry et al. 2018, eq. 2.1; Wong et al. 2020; de Jorge et al. 2022).
 
     Minimizes :math:`\mathbb{E}\,\ell(f_\theta(x_{adv}), y)`, :math:`x_{adv}` from ``attack``. ``FGSM``, RS-FGSM
@@ -60,9 +58,6 @@ class AdversarialTraining(Classifier):
         MisconfigurationException: at the start of fit, if the triangular schedule meets a run without an end.
     """
 
-    schedules: ClassVar = {"triangular": triangular}
-    shown = "acc_pgd"
-
     def __init__(
         self,
         net: nn.Module | str,
@@ -80,6 +75,8 @@ class AdversarialTraining(Classifier):
     ) -> None:
         super().__init__(
             net,
+            attack,
+            eval_attacks=eval_attacks,
             num_classes=num_classes,
             optimizer=optimizer,
             lr_scheduler=lr_scheduler,
@@ -98,16 +95,11 @@ class AdversarialTraining(Classifier):
                 lr_scheduler=lr_scheduler,
             )
         )
-        if not isinstance(attack, Attack):
-            raise TypeError(f"`attack` must be an attack such as FGSM(eps=8/255), got {attack!r}")
         if regularizer is not None and not isinstance(regularizer, Regularizer):
             raise TypeError(f"`regularizer` must be a regularizer such as GradAlign(), or None, got {regularizer!r}")
         if regularizer is not None:
             regularizer.check(attack)
-        self.attack = attack
         self.regularizer = regularizer
-        self.eval_attacks = _eval_attacks(eval_attacks, attack)
-        self._has_warned = False  # of masked gradients, in this fit
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Attack the batch and give the loss, on the adversarial examples or as the regularizer has it."""
@@ -117,45 +109,5 @@ class AdversarialTraining(Classifier):
             loss = F.cross_entropy(logits, y)
         else:
             loss, logits = self.regularizer(self.net, self.attack, x, y)
-        self.train_accuracy(logits, y)
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(y))
-        self.log("train/acc_adv", self.train_accuracy, on_step=False, on_epoch=True, batch_size=len(y))
+        self._log_training(loss, logits, y)
         return loss
-
-    def on_fit_start(self) -> None:
-        """Start a new run."""
-        self._has_warned = False
-
-    def _attacks(self) -> dict[str, Attack]:
-        return {"adv": self.attack.for_evaluation(), **self.eval_attacks}
-
-    def _end_evaluation(self, split: str) -> None:
-        has_warned = self._has_warned
-        for outcome in self._outcomes(split):
-            counts = self.trainer.strategy.reduce(outcome.evaluation.counts, reduce_op="sum")
-            symptom = find_masking(self._attacks(), outcome.accuracies, counts)
-            if symptom is not None and not self._has_warned and not self.trainer.sanity_checking:
-                rank_zero_warn(f"{split}{outcome.end}: {symptom}")
-                has_warned = self.trainer.state.fn == "fit"
-        self._has_warned = has_warned
-        super()._end_evaluation(split)
-
-
-def _eval_attacks(given: dict[str, Attack] | None, attack: Attack) -> dict[str, Attack]:
-    """The attacks of validation and test beside the training attack, in their form for evaluation.
-
-    Raises:
-        ValueError: if a name is taken or cannot stand in a metric's name.
-        TypeError: if a value is no attack.
-    """
-    if given is None:
-        given = {"pgd": PGD(attack.eps, norm=attack.norm, bounds=attack.bounds, normalization=attack.normalization)}
-    for name, other in given.items():
-        if name == "adv" or not name.isidentifier():
-            raise ValueError(
-                f"a name in `eval_attacks` becomes the metric acc_<name>: it must be an identifier other than 'adv', "
-                f"which is the training attack, got {name!r}"
-            )
-        if not isinstance(other, Attack):
-            raise TypeError(f"`eval_attacks`[{name!r}] must be an attack such as PGD(eps=8/255), got {other!r}")
-    return {name: other.for_evaluation() for name, other in given.items()}

@@ -26,6 +26,7 @@ RECIPES = sorted(
     for path in EXAMPLES.glob(pattern)
     if path.stem not in AUGMENTED
 )
+STUDENTS = [stem for stem in RECIPES if "AKDStudent" in (EXAMPLES / f"{stem}.yaml").read_text()]
 
 
 @pytest.fixture
@@ -42,6 +43,15 @@ def images(tmp_path: Path) -> str:
     return str(tmp_path)
 
 
+def taught(stem: str) -> list[str]:
+    """A student's teacher of the same narrow kind, if the recipe has one."""
+    if stem not in STUDENTS:
+        return []
+    torch.save(PreActResNet(width=4).state_dict(), "teacher.pt")
+    teachers = "--model.teachers.init_args"
+    return [f"{teachers}.net.init_args.width=4", f"{teachers}.checkpoint=teacher.pt"]
+
+
 def small(stem: str, images: str) -> list[str]:
     """The recipe with other images, a narrower network and fewer restarts; all else as it stands."""
     config = yaml.safe_load((EXAMPLES / f"{stem}.yaml").read_text())
@@ -53,6 +63,8 @@ def small(stem: str, images: str) -> list[str]:
         f"--{net}.width=4",
         "--model.eval_attacks.pgd.restarts=2",
         "--model.eval_attacks.pgd.steps=5",
+        "--trainer.enable_checkpointing=true",  # some have a ModelCheckpoint, which a fast_dev_run leaves out
+        *taught(stem),
     ]
 
 
