@@ -6,16 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
-from pl_robust._figure import publish_figure
 from pl_robust._lightning import Callback, LightningModule, MisconfigurationException, Trainer, rank_zero_warn
 from pl_robust._number import check_count
-from pl_robust._probe import probe
 from pl_robust._signal import Signal
-from pl_robust.callbacks._filmstrip import Filmstrip
-from pl_robust.callbacks._inr_figure import Fit, draw_fit, draw_frame
+from pl_robust.callbacks._inr_figure import Fit
+from pl_robust.callbacks._inr_reconstruction import check_values, reconstruct
+from pl_robust.callbacks._inr_record import FitRecord
 from pl_robust.callbacks._observer import own_prefix, refuse_split_parameters
 
 
@@ -41,8 +39,9 @@ class INRVisualizer(Callback):
 
     It only looks: weights, buffers, gradients, optimizer and random numbers are bit for bit as without it. All ranks
     share the work and log the same number. The history survives a resume; the frames of the film, which may be larger
-    than the network, are not in the checkpoint: a film begins where its process did. Several can live in one Trainer
-    (the second of the same ``prefix`` logs under ``inr_2/``).
+    than the network, are not in the checkpoint: a film begins where its process did. Several can live in one Trainer,
+    if their cadence, ``prefix``, ``signal_index`` or the shape of their ``signal`` differs (the second of the same
+    ``prefix`` logs under ``inr_2/``).
 
     A check costs one forward pass over all points and, if the figure is drawn (for a logger that takes it, or
     ``png``), about half a second on the first rank.
@@ -68,9 +67,6 @@ class INRVisualizer(Callback):
         TypeError: at construction, for an argument of another type.
         MisconfigurationException: at the start of fit, if there is no signal, or the strategy splits parameters.
     """
-
-    _shown: Fit | None = None  # of the last check of the fit under way; on rank zero only
-    _directory: str | None = None  # of the files; None for a run that leaves none
 
     def __init__(
         self,
@@ -100,14 +96,11 @@ class INRVisualizer(Callback):
         self.every_n_epochs = every_n_epochs
         self.signal = signal
         self.signal_index = signal_index
-        self.png = png
-        self.gif = gif
-        self.save_dir = save_dir
         self.chunk_size = chunk_size
         self.prefix = prefix
         self.history: list[dict[str, float]] = []
         self._logged_as = prefix
-        self._film = Filmstrip()
+        self._record = FitRecord(png, gif, save_dir)
 
     @property
     def state_key(self) -> str:
@@ -115,6 +108,7 @@ class INRVisualizer(Callback):
         return self._generate_state_key(
             every_n_steps=self.every_n_steps,
             every_n_epochs=self.every_n_epochs,
+            signal=None if self.signal is None else list(self.signal.values.shape),
             signal_index=self.signal_index,
             prefix=self.prefix,
         )
@@ -136,15 +130,8 @@ class INRVisualizer(Callback):
         is_new = trainer.global_step == 0 and trainer.current_epoch == 0
         if is_new:
             self.history = []
-        self._film.cut_after(-1 if is_new else trainer.global_step)
-        self._shown = None
-        self._directory = self._find_directory(trainer)
-        signal = self._find_signal(trainer)
-        with (
-            probe(pl_module),
-            torch.no_grad(),
-        ):  # on every rank: one that had to refuse alone would leave others waiting
-            _ask(pl_module, signal.coordinates[:2], signal)
+        self._record.begin(trainer, self._logged_as, -1 if is_new else trainer.global_step)
+        check_values(pl_module, self._find_signal(trainer))
         if is_new:
             self._look(trainer, pl_module, epoch=-1)
 
@@ -167,16 +154,14 @@ class INRVisualizer(Callback):
         if not self._has_checked(trainer):
             self._look(trainer, pl_module, epoch=max(0, trainer.current_epoch - 1))  # it has been counted on
         if trainer.is_global_zero:
-            pl_module.print("\n".join([self._summarize(), *map(str, self._save())]))
-        self._shown = None
+            pl_module.print("\n".join([self._summarize(), *map(str, self._record.save(self.history))]))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Save what there is to see of a training that is broken off."""
         try:
-            self._save()
+            self._record.save(self.history)
         except OSError as error:  # must not hide what has gone wrong before
             rank_zero_warn(f"{type(self).__name__} could not save its files: {error}")
-        self._shown = None
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs to go on as if nothing had happened, but the film."""
@@ -199,13 +184,6 @@ class INRVisualizer(Callback):
             )
         return signal
 
-    def _find_directory(self, trainer: Trainer) -> str | None:
-        log_dir = trainer.log_dir  # every rank asks: Lightning broadcasts it
-        is_asked = self.png or self.gif or self.save_dir is not None
-        if getattr(trainer, "fast_dev_run", False) or not (trainer.loggers or is_asked):
-            return None  # a run that logs nowhere leaves no file either
-        return str(self.save_dir or log_dir or trainer.default_root_dir)
-
     def _has_checked(self, trainer: Trainer) -> bool:
         return bool(self.history) and self.history[-1]["step"] == trainer.global_step
 
@@ -227,7 +205,7 @@ class INRVisualizer(Callback):
     def _look(self, trainer: Trainer, pl_module: LightningModule, *, epoch: int) -> float:
         """Measure, remember, give to the loggers. A collective call."""
         signal = self._find_signal(trainer)
-        reconstruction = self._reconstruct(trainer, pl_module, signal)
+        reconstruction = reconstruct(trainer, pl_module, signal, self.chunk_size)
         target = signal.samples.reshape(reconstruction.shape).to(reconstruction.device)
         psnrs = peak_signal_noise_ratio(
             reconstruction, target, data_range=signal.data_range, dim=(-2, -1), reduction="none"
@@ -241,55 +219,15 @@ class INRVisualizer(Callback):
             logger.log_metrics(metrics, step=max(0, trainer.global_step - 1))
         if trainer.is_global_zero:
             shape = (*signal.shape, signal.channels)
-            self._shown = Fit(
+            fit = Fit(
                 target[self.signal_index].reshape(shape).cpu(),
                 reconstruction[self.signal_index].reshape(shape).cpu(),
                 signal.coordinate_range,
                 float(psnrs[self.signal_index]),
                 trainer.global_step,
             )
-            self._show(trainer, self._shown)
+            self._record.show(trainer, fit, self.history)
         return psnr
-
-    def _reconstruct(self, trainer: Trainer, pl_module: LightningModule, signal: Signal) -> Tensor:
-        """Ask for all values: float32 [S, N, c] on the module's device, the same on every rank."""
-        coordinates = signal.coordinates
-        values = torch.zeros(signal.num_signals, len(coordinates), signal.channels, device=pl_module.device)
-        size = max(1, self.chunk_size // signal.num_signals)
-        with probe(pl_module), torch.no_grad():
-            for index, start in enumerate(range(0, len(coordinates), size)):
-                if index % trainer.world_size == trainer.global_rank:
-                    values[:, start : start + size] = _ask(pl_module, coordinates[start : start + size], signal)
-            # Each rank has filled in its own chunks: adding zeros to them is exact.
-            reduced: Tensor = trainer.strategy.reduce(values, reduce_op="sum")
-        return reduced
-
-    def _show(self, trainer: Trainer, fit: Fit) -> None:
-        if self.gif and self._directory is not None:
-            self._film.add(fit.step, draw_frame(fit))
-        is_saved = self.png and self._directory is not None
-        if not is_saved and not any(_takes_figures(logger) for logger in trainer.loggers):
-            return
-        figure = draw_fit(fit, self.history, self._logged_as)
-        publish_figure(trainer, f"{self._logged_as}/fit", figure, None)
-        if is_saved:
-            figure.savefig(self._path(f"_{fit.step:06d}.png"), dpi=120)
-
-    def _save(self) -> list[Path]:
-        """Write the last figure and the film; on rank zero, where there is one."""
-        if self._shown is None or self._directory is None:
-            return []
-        saved = [self._path(".png")]
-        draw_fit(self._shown, self.history, self._logged_as).savefig(saved[0], dpi=120)
-        if self.gif:
-            saved.append(self._path(".gif"))
-            self._film.write(saved[1])
-        return saved
-
-    def _path(self, ending: str) -> Path:
-        directory = Path(self._directory or ".")
-        directory.mkdir(parents=True, exist_ok=True)
-        return directory / f"{self._logged_as.replace('/', '_')}_fit{ending}"
 
     def _summarize(self) -> str:
         lines = [f"{self._logged_as + ' check':<28}{'psnr':>10}"]
@@ -298,29 +236,3 @@ class INRVisualizer(Callback):
             where = f"{label}, step {row['step']:.0f}"
             lines.append(f"{where:<28}{row['psnr']:>7.2f} dB")
         return "\n".join(lines)
-
-
-def _ask(module: LightningModule, coordinates: Tensor, signal: Signal) -> Tensor:
-    """Ask a network in its own precision for the values at some points: float32 [S, n, c].
-
-    Raises:
-        ValueError: if they are not like the signal's.
-    """
-    like = next((part for part in (*module.parameters(), *module.buffers()) if part.is_floating_point()), coordinates)
-    values = module(coordinates.to(module.device, like.dtype))
-    shape = [signal.num_signals, len(coordinates), signal.channels]
-    got = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
-    if got != shape and [1, *(got if isinstance(got, list) else [])] != shape:
-        stack = f"{shape[0]}, " if shape[0] > 1 else ""
-        raise ValueError(
-            f"{type(module).__name__} must map coordinates [N, {coordinates.shape[1]}] to the signal's values "
-            f"[{stack}N, {shape[2]}], for N = {shape[1]} it gave {got}: set the network's `out_features` to "
-            f"{shape[2]} and the module's number of signals to {shape[0]}"
-        )
-    reshaped: Tensor = values.reshape(shape).float()
-    return reshaped
-
-
-def _takes_figures(logger: Any) -> bool:
-    """Tell whether ``publish_figure`` finds a place in a logger; drawing for none would be waste."""
-    return hasattr(getattr(logger, "experiment", None), "add_figure") or hasattr(logger, "log_image")

@@ -44,7 +44,8 @@ def from_array(given: Tensor | np.ndarray[Any, Any], grid_dims: int | None, name
         array: np.ndarray[Any, Any] = (given.float() if given.is_floating_point() else given).numpy()
     else:
         array = given
-    if array.dtype not in (np.bool_, np.uint8, np.uint16) and array.dtype.kind != "f":
+    # Of either byte order.
+    if array.dtype.newbyteorder("=") not in (np.bool_, np.uint8, np.uint16) and array.dtype.kind != "f":
         raise ValueError(
             f"{name} must hold floats, uint8, uint16 or bool, whose range is known, got {array.dtype}: "
             "scale it to floats in [0, 1] or [-1, 1]"

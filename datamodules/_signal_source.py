@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pl_robust._number import check_count, check_positive
 from pl_robust.datamodules._luminance import luminance
 from pl_robust.datamodules._scikit_image import scikit_image_data
 from pl_robust.datamodules._signal_array import Reading, from_array
@@ -44,6 +45,29 @@ class Recipe(NamedTuple):
     gray: bool
     frequency: float | None
     length: int | None
+
+
+def check_recipe(recipe: Recipe) -> Recipe:
+    """Give a recipe back, if its numbers can be.
+
+    Raises:
+        TypeError: if one is no number, or no integer where it counts something.
+        ValueError: if one is not positive, or ``size`` has other than one or two of them.
+    """
+    size = recipe.size
+    sizes = list(size) if isinstance(size, Sequence) else [size]
+    for name, value in (
+        ("grid_dims", recipe.grid_dims),
+        *(("size", side) for side in sizes),
+        ("length", recipe.length),
+    ):
+        if value is not None:
+            check_count(value, name)
+    if len(sizes) != 1 + isinstance(size, Sequence):
+        raise ValueError(f"`size` must be the shorter side or (height, width), got {size!r}")
+    if recipe.frequency is not None:
+        check_positive(recipe.frequency, "frequency")
+    return recipe
 
 
 def read_signals(sources: Sequence[Source], recipe: Recipe) -> tuple[Tensor, float]:
@@ -134,7 +158,7 @@ def describe(source: Source) -> str:
 
 
 def _tone(frequency: float, length: int) -> Reading:
-    if not (math.isfinite(frequency) and 0 < frequency < length / 2):
+    if frequency >= length / 2:
         raise ValueError(
             f"`frequency` must lie between 0 and {length / 2:g}, half the `length` of {length} samples, got "
             f"{frequency!r}: what is higher looks like a lower one"

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision.transforms.v2 import functional as vision
 
 from pl_robust._lightning import LightningDataModule, rank_zero_info
+from pl_robust._number import check_count, check_finite, check_seed
 from pl_robust.datamodules._image_dataset import ImageDataset, collate_images
 from pl_robust.datamodules._image_source import (
     FILES,
@@ -77,6 +78,7 @@ class ImageDataModule(LightningDataModule):
         image_shape: (C, H, W); before ``setup``, too.
 
     Raises:
+        TypeError: if a number is of another type.
         ValueError: if an argument is not as described.
         FileNotFoundError: in ``setup``, if the data is not there; the message says what to do.
         ImportError: in ``setup`` of ``lfw``, if scikit-image is missing.
@@ -105,17 +107,16 @@ class ImageDataModule(LightningDataModule):
         if name not in get_args(ImageName):
             raise ValueError(f"`name` must be one of {', '.join(get_args(ImageName))}, got {name!r}")
         for argument, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
-            if value < 1:
-                raise ValueError(f"`{argument}` must be a positive integer, got {value!r}")
+            check_count(value, argument)
+        check_finite(val_fraction, "val_fraction")
         if not 0 <= val_fraction < 1:
-            raise ValueError(f"`val_fraction` must be in [0, 1), got {val_fraction!r}")
-        if num_workers < 0:
-            raise ValueError(f"`num_workers` must be 0 or more, got {num_workers!r}")
-        if image_size is not None and (name not in FILES + SHIPPED or image_size < 1):
-            raise ValueError(
-                f"`image_size` must be positive and is for {', '.join(FILES + SHIPPED)}, got {image_size!r} for "
-                f"{name!r}"
-            )
+            raise ValueError(f"`val_fraction` must be in [0, 1), got {val_fraction!r}; 0 switches validation off")
+        check_count(num_workers, "num_workers", least=0)
+        check_seed(seed)
+        if image_size is not None:
+            check_count(image_size, "image_size")
+            if name not in FILES + SHIPPED:
+                raise ValueError(f"`image_size` is for {', '.join(FILES + SHIPPED)}, got {image_size} for {name!r}")
         # Attributes, not `hparams`: LightningCLI gives a datamodule inside another one the outer one's hparams.
         self.dataset = name
         self.data_dir = data_dir

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from pl_robust._lightning import LightningDataModule, rank_zero_warn, unsavable
-from pl_robust._number import check_count
-from pl_robust._signal import Signal, grid_coordinates
+from pl_robust._number import check_count, check_seed
+from pl_robust._signal import Signal
 from pl_robust.datamodules._signal_loaders import Loop, Piece, PieceLoader, StepLoader, cut
-from pl_robust.datamodules._signal_source import Recipe, Source, as_list, describe, read_signals
-from pl_robust.datamodules._signal_split import Split, train_mask
+from pl_robust.datamodules._signal_points import Part, SignalPoints
+from pl_robust.datamodules._signal_source import Recipe, Source, as_list, check_recipe, describe, read_signals
+from pl_robust.datamodules._signal_split import Split, check_split, train_mask
 
-_Part: TypeAlias = Literal["whole", "train", "val"]
 _UNUSUAL = 10.0  # values beyond are far from what a network gives at initialization
 
 
@@ -113,38 +112,15 @@ class SignalDataModule(LightningDataModule):
         # Strings in the hyperparameters: a Path could not be read back.
         signal = self.sources if isinstance(signal, Sequence) and not isinstance(signal, str) else self.sources[0]
         self.save_hyperparameters(ignore=unsavable(signal=signal), logger=False)
-        sizes = list(size) if isinstance(size, Sequence) else [size]
-        for name, value in (
-            ("grid_dims", grid_dims),
-            *(("size", side) for side in sizes),
-            ("length", length),
-            ("stride", stride),
-            ("points_per_step", points_per_step),
-            ("steps_per_epoch", steps_per_epoch),
-            ("eval_points", eval_points),
-        ):
-            if value is not None:
-                check_count(value, name)
-        if len(sizes) != 1 + isinstance(size, Sequence):
-            raise ValueError(f"`size` must be the shorter side or (height, width), got {size!r}")
-        if split not in get_args(Split):
-            raise ValueError(f"`split` must be one of {', '.join(get_args(Split))}, got {split!r}")
-        if split == "every" and stride < 2:
-            raise ValueError(f"`stride` must be at least 2, got {stride!r}; to train on all points set split='all'")
-        if not 0 < train_fraction < 1:
-            raise ValueError(
-                f"`train_fraction` must lie in (0, 1), got {train_fraction!r}; to train on all points set split='all'"
-            )
-        if not isinstance(seed, int) or seed < 0:
-            raise ValueError(f"`seed` must be an integer of 0 or more, got {seed!r}")
+        for name, value in (("steps_per_epoch", steps_per_epoch), ("eval_points", eval_points)):
+            check_count(value, name)
+        if points_per_step is not None:
+            check_count(points_per_step, "points_per_step")
+        check_seed(seed)
+        check_split(split, stride, train_fraction)
         # Fails here, not in `setup`, where coordinates or range are wrong.
         Signal(torch.zeros(1, 1), coordinate_range, data_range=1.0 if data_range is None else data_range)
-        self.grid_dims = grid_dims
-        self.size = size
-        self.center_crop = center_crop
-        self.gray = gray
-        self.frequency = frequency
-        self.length = length
+        self.recipe = check_recipe(Recipe(grid_dims, size, center_crop, gray, frequency, length))
         self.coordinate_range = coordinate_range
         self.split = split
         self.stride = stride
@@ -156,7 +132,7 @@ class SignalDataModule(LightningDataModule):
         self._data_range = data_range
         self._signal: Signal | None = None
         self._mask: Tensor | None = None
-        self._resident: dict[tuple[_Part, torch.device], tuple[Tensor, Tensor]] = {}
+        self._kept: SignalPoints | None = None
 
     def __str__(self) -> str:
         # Lightning's own looks into the loaders and takes them for lists of loaders; LightningCLI asks for it.
@@ -202,15 +178,8 @@ class SignalDataModule(LightningDataModule):
         Args:
             stage: of the Trainer; all of them need the same.
         """
-        self._resident.clear()  # another Trainer may have another precision
-        for points in self.signal.shape:
-            axis = self._converted(grid_coordinates((points,), self.coordinate_range)).flatten()
-            if (axis[1:] == axis[:-1]).any():
-                raise ValueError(
-                    f"neighbouring coordinates of an axis of {points} points are equal in {axis.dtype}: use the "
-                    "Trainer's precision '32-true', or a smaller signal"
-                )
-        count = int(self.train_mask.sum())
+        self._kept = None  # another Trainer may have another precision
+        count = self._points.count("train")
         if self.points_per_step is not None and self.points_per_step > count:
             raise ValueError(
                 f"`points_per_step` must be at most {count}, the number of training points, got "
@@ -223,7 +192,7 @@ class SignalDataModule(LightningDataModule):
         Args:
             stage: of the Trainer.
         """
-        self._resident.clear()
+        self._kept = None
 
     def train_dataloader(self) -> StepLoader:
         """Numbers of training steps; see ``batch``."""
@@ -250,7 +219,7 @@ class SignalDataModule(LightningDataModule):
             dataloader_idx: not used.
         """
         if isinstance(batch, Piece):
-            coordinates, values = self._points(self._part(batch.loop), device)
+            coordinates, values = self._points.of(self._part(batch.loop), device)
             coordinates = coordinates[batch.start : batch.stop]
             return coordinates if batch.loop == "predict" else (coordinates, values[..., batch.start : batch.stop, :])
         if isinstance(batch, int):
@@ -268,19 +237,15 @@ class SignalDataModule(LightningDataModule):
             Coordinates [N, d] and values [N, c], of S signals [S, N, c].
         """
         device = torch.device(device)
-        coordinates, values = self._points(self._part("train"), device)
+        part = self._part("train")
         if self.points_per_step is None:
+            coordinates, values = self._points.of(part, device)
             return coordinates.detach(), values.detach()  # others of the same memory: `requires_grad_` ends with them
         rank = 0 if self.trainer is None else self.trainer.global_rank
-        # Mixed, so that neighbouring steps and ranks have nothing in common.
-        mixed = np.random.SeedSequence((self.seed, rank, step)).generate_state(1, np.uint64)
-        generator = torch.Generator(device).manual_seed(int(mixed[0]))
-        chosen = torch.randint(len(coordinates), (self.points_per_step,), generator=generator, device=device)
-        return coordinates.index_select(0, chosen), values.index_select(-2, chosen)
+        return self._points.draw(part, device, self.points_per_step, (self.seed, rank, step))
 
     def _read(self) -> Signal:
-        recipe = Recipe(self.grid_dims, self.size, self.center_crop, self.gray, self.frequency, self.length)
-        values, data_range = read_signals(self.sources, recipe)
+        values, data_range = read_signals(self.sources, self.recipe)
         if values.abs().max() > _UNUSUAL:
             rank_zero_warn(
                 f"the signal's values run from {values.min():g} to {values.max():g}: networks and their learning rates "
@@ -293,26 +258,18 @@ class SignalDataModule(LightningDataModule):
             data_range=data_range if self._data_range is None else self._data_range,
         )
 
-    def _part(self, loop: Literal["train"] | Loop) -> _Part:
+    def _part(self, loop: Literal["train"] | Loop) -> Part:
         if self.split == "all" or loop in ("test", "predict"):
             return "whole"
         return "train" if loop == "train" else "val"
 
-    def _points(self, part: _Part, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Coordinates and values of a part of the points, on the device; copied there once."""
-        if (part, device) not in self._resident:
-            # Validation may come first, in inference mode, whose tensors could not be trained on.
+    @property
+    def _points(self) -> SignalPoints:
+        if self._kept is None:
+            # Validation may ask first, in inference mode, whose tensors could not be trained on.
             with torch.inference_mode(False):
-                coordinates, values = self.signal.coordinates, self.signal.samples
-                if part != "whole":
-                    mask = self.train_mask.flatten()
-                    chosen = (mask if part == "train" else ~mask).nonzero()[:, 0]
-                    coordinates, values = coordinates[chosen], values.index_select(-2, chosen)
-                self._resident[part, device] = (
-                    self._converted(coordinates).to(device),
-                    self._converted(values).to(device),
-                )
-        return self._resident[part, device]
+                self._kept = SignalPoints(self.signal, self.train_mask, self._converted)
+        return self._kept
 
     def _converted(self, tensor: Tensor) -> Tensor:
         """To the Trainer's precision, which Lightning would see to if its loaders yielded tensors."""
@@ -323,8 +280,7 @@ class SignalDataModule(LightningDataModule):
 
     def _pieces(self, loop: Loop) -> PieceLoader:
         rank, ranks = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
-        trained = int(self.train_mask.sum())
-        points = self.train_mask.numel() - (trained if self._part(loop) == "val" else 0)
+        points = self._points.count(self._part(loop))
         return PieceLoader(cut(loop, points, max(1, self.eval_points // self.num_signals), rank, ranks))
 
     def _count_done(self) -> int | None:

@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pl_robust._script import one_line_ending
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -21,11 +23,18 @@ if TYPE_CHECKING:
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Fit one network for each w0, print the table, draw the figure.
+    """Fit one network for each w0, print the table, draw the figure; a mistake ends it with one line and status 2.
 
     Args:
         args: arguments as on the command line; None takes those of the process.
     """
+    parser = _parser()
+    options = parser.parse_args(args)
+    with one_line_ending(parser.prog):
+        compare(options)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="inr_alias.py", description="Fit a tone on every k-th of its samples.")
     parser.add_argument("--folder", required=True, help="where the figure is put")
     parser.add_argument("--w0", nargs="+", type=float, default=[30.0, 300.0], help="of the first layers")
@@ -34,32 +43,54 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--stride", type=int, default=2, metavar="K", help="train on every K-th sample")
     parser.add_argument("--steps", type=int, default=2000, help="of Adam 1e-4")
     parser.add_argument("--seed", type=int, default=0, help="of the networks")
-    options = parser.parse_args(args)
-    if options.stride < 1 or options.length % options.stride:
-        parser.error(f"--stride must divide the {options.length} samples, got {options.stride}")
+    return parser
 
-    from pl_robust.transforms import find_aliases, fold_frequencies, leaked_components
 
-    rate = options.length / options.stride  # on a domain of length 1
-    (tone,) = fold_frequencies([options.frequency], rate).tolist()
-    if tone != options.frequency:
-        parser.error(f"with stride {options.stride}, {options.length} samples show {options.frequency} as {tone:g}")
-    aliases = [group for group in find_aliases(range(options.length // 2 + 1), rate) if tone in group]
-    (group,) = aliases or [None]
-    if group is None:
-        parser.error(f"{options.frequency} has no alias below {options.length / 2:g} with stride {options.stride}")
+def compare(options: argparse.Namespace) -> None:
+    """Fit, print and draw.
+
+    Args:
+        options: the script's arguments.
+
+    Raises:
+        ValueError: if the tone has no alias, or is none itself, or an argument is refused.
+    """
+    path = Path(options.folder) / "alias.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    group = aliases_of_tone(options)
     fits = {w0: fit(w0, options) for w0 in options.w0}
-    print(f"The same with stride {options.stride}: {', '.join(f'{one:g}' for one in group.tolist())}")
-    titles = "".join(f"|F({one:g})|".rjust(10) for one in group.tolist())
+    from pl_robust.transforms import leaked_components
+
+    print(f"The same with stride {options.stride}: {', '.join(f'{one:g}' for one in group)}")
+    titles = "".join(f"|F({one:g})|".rjust(10) for one in group)
     print(f"{'w0':>6}{'train PSNR':>14}{titles}  leaked")
     for w0, (psnr, train, full) in fits.items():
         amplitudes = "".join(f"{one:10.3f}" for one in full.at(group)[:, 0].tolist())
         leaked = leaked_components(train, full).frequencies[:, 0].tolist()
         print(f"{w0:6g}{psnr:11.1f} dB{amplitudes}  {', '.join(f'{one:g}' for one in leaked) or '-'}")
-    path = Path(options.folder) / "alias.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draw({w0: full for w0, (_, _, full) in fits.items()}, group.tolist()).savefig(path, dpi=100)
+    draw({w0: full for w0, (_, _, full) in fits.items()}, group).savefig(path, dpi=100)
     print(f"Figure: {path}")
+
+
+def aliases_of_tone(options: argparse.Namespace) -> list[float]:
+    """The tone's frequency, and those that are the same on the training samples.
+
+    Raises:
+        ValueError: if there are none, or the tone itself is one of a lower frequency.
+    """
+    from pl_robust.transforms import find_aliases, fold_frequencies
+
+    length, stride, frequency = options.length, options.stride, options.frequency
+    if not 1 <= stride <= length or length % stride:
+        raise ValueError(f"--stride must divide the {length} samples, got {stride}")
+    rate = length / stride  # on a domain of length 1
+    (tone,) = fold_frequencies([frequency], rate).tolist()
+    if tone != frequency:
+        raise ValueError(f"with stride {stride}, {length} samples show {frequency} as {tone:g}: lower --frequency")
+    for group in find_aliases(range(length // 2 + 1), rate):
+        if tone in group:
+            return group.tolist()  # type: ignore[no-any-return]
+    raise ValueError(f"{frequency} has no alias below {length / 2:g} with stride {stride}: raise --stride")
 
 
 def fit(w0: float, options: argparse.Namespace) -> tuple[float, Spectrum, Spectrum]:

@@ -11,26 +11,34 @@ are learned fast where their energy is above a tenth of the largest eigenvalue. 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from pl_robust._script import one_line_ending
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor, nn
 
-    from pl_robust.models import SIREN
     from pl_robust.ntk import EnergyCurve
 
 _THRESHOLD = 0.1  # of the largest eigenvalue, as published
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Decompose the kernel of each network, print the table, draw the figures.
+    """Decompose each network's kernel, print the table, draw the figures; a mistake ends it with one line and status 2.
 
     Args:
         args: arguments as on the command line; None takes those of the process.
     """
+    parser = _parser()
+    options = parser.parse_args(args)
+    with one_line_ending(parser.prog):
+        compare(options)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="inr_ntk.py", description="Compare how well tangent kernels of networks suit pictures of faces."
     )
@@ -42,18 +50,30 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--width", type=int, default=256, metavar="N", help="of the networks")
     parser.add_argument("--meta", metavar="FILE", help="weights of a meta-learned SIREN")
     parser.add_argument("--seed", type=int, default=0, help="of the networks")
-    options = parser.parse_args(args)
+    return parser
 
+
+def compare(options: argparse.Namespace) -> None:
+    """Decompose, print and draw.
+
+    Args:
+        options: the script's arguments.
+
+    Raises:
+        ValueError: if an argument or the file of weights is refused.
+        OSError: if there is no such file.
+        ImportError: if scikit-image is missing.
+    """
     from pl_robust._signal import grid_coordinates
     from pl_robust.ntk import energy_curve, ntk_eigh, plot_eigenfunctions
 
     folder = Path(options.folder)
     folder.mkdir(parents=True, exist_ok=True)
-    targets = read_faces(options.size)
+    nets, targets = networks(options), read_faces(options.size)
     grid = grid_coordinates((options.size, options.size), (0.0, 1.0))
     curves = {}
     print(f"{'network':<14}{f'energy above {_THRESHOLD:g}':>20}{'eigenfunctions':>16}")
-    for name, net in networks(options):
+    for name, net in nets.items():
         eigen = ntk_eigh(net.eval(), grid)
         curve = curves[name] = energy_curve(eigen, targets)
         above = curve.above(_THRESHOLD)
@@ -83,41 +103,20 @@ def read_faces(size: int) -> Tensor:
     return faces - faces.mean(1, keepdim=True)
 
 
-def networks(options: argparse.Namespace) -> Iterator[tuple[str, nn.Module]]:
-    """Make the networks: five linear layers each, as published."""
+def networks(options: argparse.Namespace) -> dict[str, nn.Module]:
+    """Make the networks, by name: five linear layers each, as published."""
     import torch
 
     from pl_robust.models import MLP, SIREN, load_siren
 
     torch.manual_seed(options.seed)
-    yield "ReLU", MLP(2, 1, hidden=(options.width,) * 4)
+    nets: dict[str, nn.Module] = {"ReLU": MLP(2, 1, hidden=(options.width,) * 4)}
     for w0 in options.w0:
         torch.manual_seed(options.seed)
-        yield f"SIREN-{w0:g}", layer_by_layer(SIREN(hidden_features=options.width, w0=w0, bias_init="zeros"))
+        nets[f"SIREN-{w0:g}"] = SIREN(hidden_features=options.width, w0=w0, bias_init="zeros")
     if options.meta:
-        yield "SIREN-meta", layer_by_layer(load_siren(options.meta))
-
-
-def layer_by_layer(net: SIREN) -> nn.Sequential:
-    """The same network, less its offset, in layers whose kernel comes out of their inputs and gradients.
-
-    SIREN multiplies w0 into its weights, which leaves the kernel to the derivatives of each parameter at each point:
-    the same numbers, at many times the cost.
-    """
-    from torch import nn
-
-    class Sine(nn.Module):
-        def __init__(self, w0: float) -> None:
-            super().__init__()
-            self.w0 = w0
-
-        def forward(self, x: Tensor) -> Tensor:
-            return (self.w0 * x).sin()
-
-    layers = nn.Sequential(net.layers[0], Sine(net.w0))
-    for layer in net.layers[1:-1]:
-        layers.extend([layer, Sine(net.hidden_w0)])
-    return layers.append(net.layers[-1])
+        nets["SIREN-meta"] = load_siren(options.meta)
+    return nets
 
 
 def draw(curves: Mapping[str, EnergyCurve]) -> Figure:

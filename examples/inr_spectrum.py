@@ -16,6 +16,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pl_robust._script import one_line_ending
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
@@ -28,11 +30,18 @@ _LAYERS = 4
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Fit each network, print the table, draw the figure.
+    """Fit each network, print the table, draw the figure; a mistake ends it with one line and exit status 2.
 
     Args:
         args: arguments as on the command line; None takes those of the process.
     """
+    parser = _parser()
+    options = parser.parse_args(args)
+    with one_line_ending(parser.prog):
+        compare(options)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="inr_spectrum.py", description="Fit a picture by Fourier features of one frequency."
     )
@@ -46,10 +55,23 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=150, help="of Adam")
     parser.add_argument("--lr", type=float, default=1e-3, help="of Adam")
     parser.add_argument("--seed", type=int, default=0, help="of the networks")
-    options = parser.parse_args(args)
+    return parser
+
+
+def compare(options: argparse.Namespace) -> None:
+    """Fit, print and draw.
+
+    Args:
+        options: the script's arguments.
+
+    Raises:
+        ValueError: if an argument is refused.
+    """
     for frequency in options.frequencies:
         if frequency <= 0 or frequency * _EXTENT % 1 or options.size % (frequency * _EXTENT):
-            parser.error(f"--frequencies must have periods that divide {options.size} pixels, got {frequency:g}")
+            raise ValueError(f"--frequencies must have periods that divide {options.size} pixels, got {frequency:g}")
+    path = Path(options.folder) / "spectrum.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
 
     import torch
 
@@ -78,8 +100,6 @@ def main(args: Sequence[str] | None = None) -> None:
             shares = (share_inside(nets[name], frequency, some, options.size) for some in (order, None))
             line += f"{psnr(tiled(target, frequency), target):7.1f} dB" + "".join(f"{share:14.6f}" for share in shares)
         print(line)
-    path = Path(options.folder) / "spectrum.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
     draw(pictures).savefig(path, dpi=100)
     print(f"Figure: {path}")
 

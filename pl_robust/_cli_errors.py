@@ -17,13 +17,17 @@ _ROOM_OF_KEY = {
     "base": "datamodules",
     "trainer.callbacks": "callbacks",
     "net": "models",
+    "teachers": "models",
     "attack": "attacks",
     "strong_attack": "attacks",
     "fallback_attack": "attacks",
     "eval_attacks": "attacks",
     "regularizer": "losses",
+    "distillation": "losses",
     "transform": "transforms",
 }
+_BASE_OF_KEY = {"regularizer": "Regularizer", "distillation": "Distillation"}  # where a room has classes of two kinds
+_CALLED = ("attacks", "transforms", "models", "losses")  # rooms of functions, as objects
 _TOP = ("ckpt_path", "data", "model", "seed_everything", "trainer")
 _NOISE = re.compile(
     r"Does not validate against|Subtypes:|Errors:|Given value|Subclass types expect|Not a valid subclass|"
@@ -109,12 +113,20 @@ def _arguments(class_path: str) -> list[str]:
 
 def _classes(keys: list[str]) -> list[str]:
     key = keys[-1] if keys else ""
-    faces = [import_module(f"pl_robust.{room}") for room in ROOMS if _ROOM_OF_KEY.get(key) == room]
+    room = _ROOM_OF_KEY.get(key)
+    faces = [import_module(f"pl_robust.{room}")] if room else []
     if key in ("trainer.callbacks", "trainer.logger"):
         theirs = import_module(_lightning("callbacks" if key == "trainer.callbacks" else "loggers"))
         faces = [*faces, theirs] if key == "trainer.callbacks" else [theirs]
     public = [(name, getattr(face, name)) for face in faces for name in face.__all__]
-    return [name for name, value in public if inspect.isclass(value) and not inspect.isabstract(value)]
+    classes = [(name, value) for name, value in public if inspect.isclass(value) and not inspect.isabstract(value)]
+    # Beside what is called stand the classes of its results, which no configuration makes.
+    base = getattr(faces[0], _BASE_OF_KEY[key]) if key in _BASE_OF_KEY else object
+    return [n for n, value in classes if issubclass(value, base) and (room not in _CALLED or _is_called(value))]
+
+
+def _is_called(value: type) -> bool:
+    return any("__call__" in vars(base) for base in value.__mro__)
 
 
 def _lightning(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from numbers import Integral, Real
 
 
@@ -25,6 +26,33 @@ def parse_number(value: object, name: str) -> float:
         return float(numerator) / float(denominator) if slash else float(numerator)
     except (ValueError, ZeroDivisionError):
         raise ValueError(f"`{name}` must be a number or a fraction such as '8/255', got {value!r}") from None
+
+
+def check_finite(value: object, name: str) -> float:
+    """Give a finite number as a float.
+
+    Raises:
+        TypeError: if it is no number.
+        ValueError: if it is not finite.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"`{name}` must be a number, got {value!r}")
+    if not math.isfinite(value):
+        raise ValueError(f"`{name}` must be finite, got {value!r}")
+    return float(value)
+
+
+def check_positive(value: object, name: str) -> float:
+    """Give a positive, finite number as a float.
+
+    Raises:
+        TypeError: if it is no number.
+        ValueError: if it is not positive or not finite.
+    """
+    number = check_finite(value, name)
+    if number <= 0:
+        raise ValueError(f"`{name}` must be positive, got {value!r}")
+    return number
 
 
 def check_count(value: object, name: str, *, least: int = 1) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 
 def run_script(
@@ -26,14 +27,29 @@ def run_script(
     # argparse would hand what stands behind `--` to an argument of its own.
     cut = given.index("--") if "--" in given else len(given)
     options = parser.parse_args(given[:cut])
+    with one_line_ending(parser.prog, "; the same command goes on with the runs that are missing"):
+        work(options, given[cut + 1 :])
+
+
+@contextmanager
+def one_line_ending(prog: str, hint: str = "") -> Iterator[None]:
+    """End the script with one line where the work inside meets a mistake of its user.
+
+    Args:
+        prog: name of the script's file.
+        hint: what to say behind "interrupted".
+
+    Raises:
+        SystemExit: with status 2 after a mistake, with 130 after an interruption.
+    """
     from pl_robust._sweep import SweepError  # late: it imports torch, which --help does not need
 
-    name = parser.prog.removesuffix(".py")
+    name = prog.removesuffix(".py")
     try:
-        work(options, given[cut + 1 :])
+        yield
     except (ValueError, OSError, ImportError, SweepError) as error:
         print(f"{name}: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        print(f"{name}: interrupted; the same command goes on with the runs that are missing", file=sys.stderr)
+        print(f"{name}: interrupted{hint}", file=sys.stderr)
         raise SystemExit(130) from None

@@ -6,9 +6,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
+
+from pl_robust._number import check_positive
 
 
 def grid_coordinates(
@@ -32,15 +35,18 @@ def grid_coordinates(
         float32 [prod(shape), len(shape)].
 
     Raises:
+        TypeError: if ``shape`` is no sequence of integers, or the range no pair of numbers.
         ValueError: if an axis has no point, or the range is not finite with low < high.
 
     Example:
         >>> grid_coordinates((2, 2)).tolist()
         [[-1.0, -1.0], [-1.0, 0.0], [0.0, -1.0], [0.0, 0.0]]
     """
+    if not isinstance(shape, Sequence) or not all(isinstance(points, Integral) for points in shape):
+        raise TypeError(f"`shape` must be a sequence of integers, such as (256,) or (64, 64), got {shape!r}")
     if not len(shape) or min(shape) < 1:
         raise ValueError(f"`shape` must have at least one axis, each with at least one point, got {tuple(shape)}")
-    low, high = _check_range(coordinate_range)
+    low, high = check_range(coordinate_range)
     # Rounded once, from float64, which not every device has: coordinates of a fine grid must not drift along its axis.
     axes = [
         (torch.arange(points, dtype=torch.float64, device="cpu") * ((high - low) / points) + low).to(torch.float32)
@@ -49,7 +55,15 @@ def grid_coordinates(
     return torch.stack(torch.meshgrid(*(axis.to(device) for axis in axes), indexing="ij"), dim=-1).flatten(0, -2)
 
 
-def _check_range(coordinate_range: tuple[float, float]) -> tuple[float, float]:
+def check_range(coordinate_range: tuple[float, float]) -> tuple[float, float]:
+    """Give (low, high) as floats.
+
+    Raises:
+        TypeError: if it is no sequence of numbers.
+        ValueError: if it is not finite with low < high.
+    """
+    if not isinstance(coordinate_range, Sequence) or not all(isinstance(end, Real) for end in coordinate_range):
+        raise TypeError(f"`coordinate_range` must be (low, high), two numbers, got {coordinate_range!r}")
     if len(coordinate_range) == 2:
         low, high = map(float, coordinate_range)
         if math.isfinite(low) and math.isfinite(high) and low < high:
@@ -70,7 +84,7 @@ class Signal:
             the PSNR.
 
     Raises:
-        TypeError: if ``values`` is no float32 tensor.
+        TypeError: if ``values`` is no float32 tensor, or a number is none.
         ValueError: if ``values`` has too few axes, holds nothing, NaN or infinity, the coordinates leave [-1, 1], or
             ``data_range`` is not positive.
     """
@@ -95,14 +109,13 @@ class Signal:
                 f"a signal must be finite, got {broken} NaN or infinite of {self.values.numel()} values; "
                 "cut them out or replace them first"
             )
-        low, high = _check_range(self.coordinate_range)
+        low, high = check_range(self.coordinate_range)
         if low < -1 or high > 1:
             raise ValueError(
                 f"coordinates must lie in [-1, 1], got `coordinate_range`=({low:g}, {high:g}); published are (-1, 1) "
                 "and (0, 1). A network's w0 or sigma is per unit of coordinate: scale that instead"
             )
-        if not (math.isfinite(self.data_range) and self.data_range > 0):
-            raise ValueError(f"`data_range` must be positive and finite, got {self.data_range!r}")
+        check_positive(self.data_range, "data_range")
 
     @property
     def shape(self) -> tuple[int, ...]:

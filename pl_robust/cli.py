@@ -97,6 +97,12 @@ def run(args: Sequence[str] | None = None) -> Any:
                 super().instantiate_classes()
             except (ValueError, TypeError, OSError, ImportError) as error:
                 raise ConfigurationError(explain(str(error))) from error
+            # Lightning notes the link among the hyperparameters of classes without this argument, too, and
+            # `--ckpt_path` would hand it to them. The parser knows their arguments, those behind **kwargs as well.
+            if "num_classes" not in (self._get(self.config, "model").get("init_args") or ()):
+                for noted in (vars(self.model).get(name, {}) for name in ("_hparams", "_hparams_initial")):
+                    if "_instantiator" in noted:  # what the command has given, not the class itself
+                        noted.pop("num_classes", None)
 
     # Never guess: `--trainer.max_epoch` is an error, no abbreviation.
     strict = {"exit_on_error": False, "allow_abbrev": False}

@@ -23,6 +23,8 @@ torch.set_num_threads(1)  # tiny tensors: threads cost more than they give
 # At the first use of these torch loads its compiler, which sets environment variables, too.
 with probe(torch.nn.Linear(1, 1)), warnings.catch_warnings():
     warnings.simplefilter("ignore")
+    import torch_geometric  # noqa: F401
+
     jvp(torch.sin, (torch.zeros(1),), (torch.ones(1),))
 
 

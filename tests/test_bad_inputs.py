@@ -28,6 +28,7 @@ from pl_robust.cli import main
 from pl_robust.datamodules import (
     CorruptedImageDataModule,
     EigenfunctionDataModule,
+    GraphDataModule,
     ImageDataModule,
     IndexedDataModule,
     InjectedFeatureDataModule,
@@ -37,9 +38,21 @@ from pl_robust.datamodules import (
 from pl_robust.datamodules._injection import Injection
 from pl_robust.losses import AKD, ARD, TRADES, GradAlign, Progress, distillation_loss
 from pl_robust.metrics import Calibration, MeanCorruptionError, reliability
-from pl_robust.models import MLP, SIREN, FourierFeatureNetwork, LeNet, Normalize, PreActResNet, SmallCNN
+from pl_robust.models import (
+    GCN,
+    MLP,
+    SIREN,
+    FourierFeatureNetwork,
+    LeNet,
+    Normalize,
+    PreActResNet,
+    Pretrained,
+    PretrainedEnsemble,
+    SmallCNN,
+)
 from pl_robust.modules import (
     AdversarialTraining,
+    AKDStudent,
     AugmentedTraining,
     INRFitting,
     INRMetaLearning,
@@ -351,6 +364,27 @@ DISTILLATION: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: AKD(1, start_weight=0).weight(Progress(0)),
         r"not known: set max_epochs of the Trainer",
     ),
+    "teacher in training mode": (
+        lambda: AKDStudent(NET, SmallCNN(), FGSM(0.1)),
+        r"must be in eval mode.*it is in training mode in teacher 0",
+    ),
+    "teacher that is the student": (
+        lambda: AKDStudent(n := SmallCNN().eval(), n, FGSM(0.1)),
+        r"must not share parameters or buffers with `net`",
+    ),
+    "teacher without a say": (
+        lambda: AKDStudent(NET, SmallCNN().eval(), FGSM(0.1), teacher_weights=[0]),
+        r"finite and above 0, of any sum, got \[0\]",
+    ),
+    "cache of adversarial questions": (
+        lambda: AKDStudent(NET, SmallCNN().eval(), FGSM(0.1), cache="c"),
+        r"`cache` holds .* about adversarial ones",
+    ),
+    "no checkpoint": (lambda: Pretrained(SmallCNN(), "none.ckpt"), r"`checkpoint` must be a file, and there is none"),
+    "no folder of teachers": (
+        lambda: PretrainedEnsemble(SmallCNN(), "none"),
+        r"`folder` must be a folder of checkpoints",
+    ),
     "calibration attack by name": (
         lambda: CalibrationLogger("pgd"),  # type: ignore[arg-type]
         r"`attack` must be an attack such as PGD.*got 'pgd'",
@@ -376,6 +410,32 @@ DISTILLATION: dict[str, tuple[Callable[[], Any], str]] = {
     "a loader for a datamodule": (
         lambda: IndexedDataModule(DataLoader(X)),  # type: ignore[arg-type]
         r"must be a LightningDataModule, got DataLoader",
+    ),
+}
+
+
+GRAPHS: dict[str, tuple[Callable[[], Any], str]] = {
+    "graph misspelt": (lambda: GraphDataModule("cora"), r"got 'cora': did you mean Cora\?"),
+    "no nodes to test": (
+        lambda: GraphDataModule(train_fraction=0.9, val_fraction=0.1),
+        r"must be less than 1, so that nodes to test are left",
+    ),
+    "more first features than there are": (
+        lambda: GraphDataModule("karate", split="public", num_features=35, feature_reduction="first").setup(),
+        r"`num_features` must be at most 34",
+    ),
+    "class without training nodes": (
+        lambda: GraphDataModule("karate").setup(),
+        r"each of the 4 classes needs training nodes, \[2\]",
+    ),
+    "batch size of a whole graph": (lambda: GraphDataModule(batch_size=5), r"`batch_size` is for `neighbors`"),
+    "public split of a generated graph": (
+        lambda: GraphDataModule(split="public").setup(),
+        r"needs the data's own `train_mask`",
+    ),
+    "features of another graph": (
+        lambda: GCN(5, 3)(torch.zeros(9, 4), torch.zeros(2, 0).long()),
+        r"takes features x \[N, 5\], got \[9, 4\]",
     ),
 }
 
@@ -444,10 +504,10 @@ INR: dict[str, tuple[Callable[[], Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", [*ATTACKS, *OTHERS, *NTK, *INR, *DISTILLATION])
+@pytest.mark.parametrize("name", [*ATTACKS, *OTHERS, *NTK, *INR, *DISTILLATION, *GRAPHS])
 def test_the_error_speaks_in_one_line(name: str) -> None:
-    call, message = (ATTACKS | OTHERS | NTK | INR | DISTILLATION)[name]
-    with pytest.raises((ValueError, TypeError, MisconfigurationException), match=message) as caught:
+    call, message = (ATTACKS | OTHERS | NTK | INR | DISTILLATION | GRAPHS)[name]
+    with pytest.raises((ValueError, TypeError, OSError, MisconfigurationException), match=message) as caught:
         call()
     assert "\n" not in str(caught.value)
 

@@ -11,6 +11,7 @@ import torch
 import yaml
 
 import pl_robust
+from pl_robust._lightning import LightningModule
 from pl_robust.attacks import FGSM
 from pl_robust.cli import main, run
 from pl_robust.models import SmallCNN
@@ -72,6 +73,66 @@ def test_fit_then_test_and_load_from_the_checkpoint(tmp_path: Path) -> None:
     tested = run(["test", "--config", path, "--ckpt_path", checkpoint, *QUIET])
     assert torch.equal(tested.model.net.linear.weight, cli.model.net.linear.weight)
     assert "test/acc_pgd" in tested.trainer.callback_metrics
+
+
+class _Unlinked(LightningModule):
+    """A user's module that has no use for the data's number of classes."""
+
+    def __init__(self, width: int = 4) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.net = SmallCNN(width)
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("test/loss", self.training_step(batch, batch_idx))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+class _Linked(_Unlinked):
+    def __init__(self, num_classes: int, **rest: Any) -> None:
+        super().__init__(**rest)
+
+
+class _OwnNote(_Unlinked):
+    def __init__(self) -> None:
+        LightningModule.__init__(self)
+        self.save_hyperparameters({"num_classes": 3})
+        self.net = SmallCNN(2)
+
+
+@pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader` but have no `validation_step`")
+def test_the_number_of_classes_is_noted_for_those_alone_that_take_it(tmp_path: Path) -> None:
+    data = ["--data=ImageDataModule", "--data.name=digits", "--trainer.limit_val_batches=0", "--trainer.logger=false"]
+    for name, noted in (("_Unlinked", False), ("_Linked", True)):
+        cli = run(["fit", f"--model={__name__}.{name}", "--model.width=2", *data, *QUIET, "--trainer.max_steps=1"])
+        assert ("num_classes" in cli.model.hparams) is noted
+        assert ("num_classes" in cli.model.hparams_initial) is noted
+        checkpoint = tmp_path / f"{name}.ckpt"
+        cli.trainer.save_checkpoint(checkpoint)
+        tested = run(["test", f"--model={__name__}.{name}", "--ckpt_path", str(checkpoint), *data, *QUIET])
+        assert tested.model.hparams["width"] == 2
+        assert "test/loss" in tested.trainer.callback_metrics
+    cli = run(["fit", f"--model={__name__}._OwnNote", *data, *QUIET, "--trainer.fast_dev_run=1"])
+    assert cli.model.hparams["num_classes"] == 3
+
+
+def test_offers_are_what_a_configuration_can_make(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    callback = {"class_path": "PRIMETransform", "init_args": {"transform": {"class_path": "PRIMME"}}}
+    path = Path(config(tmp_path))
+    content = yaml.safe_load(path.read_text())
+    content["trainer"]["callbacks"] = [callback]
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(SystemExit, match="2"):
+        main(["fit", "--config", str(path)])
+    said = capsys.readouterr().err
+    assert "did you mean 'PRIME'? There are: AugMix, Corruption, DCTLowPass, PRIME, Random" in said
+    assert "Spectrum" not in said
+    assert "LeakedComponents" not in said
 
 
 def test_a_second_run_overwrites_the_saved_configuration(tmp_path: Path) -> None:

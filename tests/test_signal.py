@@ -66,6 +66,14 @@ def test_grid_refuses(arguments: Any, message: str) -> None:
         grid_coordinates(*arguments)
 
 
+@pytest.mark.parametrize("shape", [256, (4.5,), "ab", None])
+def test_grid_wants_a_shape(shape: Any) -> None:
+    with pytest.raises(
+        TypeError, match=r"`shape` must be a sequence of integers, such as \(256,\) or \(64, 64\), got "
+    ):
+        grid_coordinates(shape)
+
+
 def test_signal_knows_its_grid() -> None:
     image = Signal(torch.rand(4, 6, 3), (0, 1))
     assert (image.shape, image.channels, image.num_signals, image.data_range) == ((4, 6), 3, 1, 1.0)
@@ -110,8 +118,10 @@ def test_signal_is_frozen_and_its_coordinates_can_be_trained_on_whoever_asks_fir
         ({"coordinate_range": (-1, 1.5)}, ValueError, r"must lie in \[-1, 1\], got `coordinate_range`=\(-1, 1.5\)"),
         ({"coordinate_range": (0, 256)}, ValueError, "scale that instead"),
         ({"coordinate_range": (1, 0)}, ValueError, "low < high"),
-        ({"data_range": 0}, ValueError, "`data_range` must be positive and finite, got 0"),
-        ({"data_range": math.inf}, ValueError, "`data_range` must be positive and finite"),
+        ({"coordinate_range": 1}, TypeError, r"`coordinate_range` must be \(low, high\), two numbers, got 1"),
+        ({"data_range": 0}, ValueError, "`data_range` must be positive, got 0"),
+        ({"data_range": math.inf}, ValueError, "`data_range` must be finite, got inf"),
+        ({"data_range": "1"}, TypeError, "`data_range` must be a number, got '1'"),
     ],
 )
 def test_signal_refuses(arguments: dict[str, Any], error: type[Exception], message: str) -> None:

@@ -170,8 +170,8 @@ class AKD(Distillation):
             x_adv = attack(net, x, y, loss=loss, targets=torch.cat([y[:, None], log_teacher], 1))
         else:
             x_adv = attack(net, x, y, loss=partial(divergence, temperature=self.temperature), targets=log_teacher)
-        logits = net(x_adv)
-        if self.teacher_input == "adversarial":
+        if self.teacher_input == "adversarial":  # asked before the student's graph takes the memory
             log_teacher = teacher(x_adv, self.temperature, clean=False)
+        logits = net(x_adv)
         loss_value = distillation_loss(logits, y, log_teacher, teacher_weight=weight, temperature=self.temperature)
         return loss_value, logits

@@ -105,8 +105,9 @@ class ARD(Distillation):
         self, net: nn.Module, teacher: Teacher, attack: Attack, x: Tensor, y: Tensor, *, progress: Progress
     ) -> tuple[Tensor, Tensor]:
         """Compute divergence and cross-entropy. See ``Distillation``."""
-        logits_adv = net(attack(net, x, y))
-        log_teacher = teacher(x, self.temperature, clean=True)
+        x_adv = attack(net, x, y)
+        log_teacher = teacher(x, self.temperature, clean=True)  # before the student's graph takes the memory
+        logits_adv = net(x_adv)
         with torch.set_grad_enabled(self.alpha < 1 and torch.is_grad_enabled()):
             logits = net(x)
         loss = ard_loss(

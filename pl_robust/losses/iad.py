@@ -105,6 +105,8 @@ class IAD(Distillation):
         """Compute imitation and introspection. See ``Distillation``."""
         introspects = progress.epoch >= self.start_epoch
         x_adv = attack(net, x, y)
+        log_teacher = teacher(x, self.temperature, clean=True)  # before the student's graph takes the memory
+        log_teacher_adv = teacher(x_adv, clean=False) if introspects else None
         logits_adv = net(x_adv)
         with torch.set_grad_enabled(introspects and torch.is_grad_enabled()):
             logits = net(x)
@@ -112,8 +114,8 @@ class IAD(Distillation):
             logits,
             logits_adv,
             y,
-            teacher(x, self.temperature, clean=True),
-            teacher(x_adv, clean=False) if introspects else None,
+            log_teacher,
+            log_teacher_adv,
             beta=self.beta,
             temperature=self.temperature,
         )

@@ -2,48 +2,20 @@
 
 from __future__ import annotations
 
-import math
-from numbers import Real
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-
-
-def check_finite(value: object, name: str) -> float:
-    """Give a finite number as a float.
-
-    Raises:
-        TypeError: if it is no number.
-        ValueError: if it is not finite.
-    """
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"`{name}` must be a number, got {value!r}")
-    if not math.isfinite(value):
-        raise ValueError(f"`{name}` must be finite, got {value!r}")
-    return float(value)
-
-
-def check_positive(value: object, name: str) -> float:
-    """Give a positive, finite number as a float.
-
-    Raises:
-        TypeError: if it is no number.
-        ValueError: if it is not positive or not finite.
-    """
-    number = check_finite(value, name)
-    if number <= 0:
-        raise ValueError(f"`{name}` must be positive, got {value!r}")
-    return number
 
 
 def check_coordinates(x: Tensor, in_features: int, network: str) -> None:
     """Refuse what are no coordinates of ``in_features`` dimensions.
 
     Raises:
-        TypeError: if they are not floating point.
+        TypeError: if they are no tensor, or not floating point.
         ValueError: if the last axis has another length.
     """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"coordinates must be a tensor [..., {in_features}], got {type(x).__name__}")
     if x.ndim < 1 or x.shape[-1] != in_features:
         raise ValueError(
             f"this {network} takes coordinates [..., {in_features}], got {list(x.shape)}; "

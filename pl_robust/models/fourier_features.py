@@ -15,9 +15,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from pl_robust._number import check_count
+from pl_robust._number import check_count, check_positive
 from pl_robust.models._initialization import lecun_normal_
-from pl_robust.models._inr import check_coordinates, check_positive, precise_linear
+from pl_robust.models._inr import check_coordinates, precise_linear
 
 
 class FourierFeatureNetwork(nn.Module):
@@ -109,9 +109,12 @@ class FourierFeatureNetwork(nn.Module):
 def _check_frequencies(frequencies: Tensor | Sequence[Sequence[float]], in_features: int) -> Tensor:
     """Give a new tensor [m, in_features] of the default dtype."""
     try:
-        mapping = torch.as_tensor(frequencies).detach().to(torch.get_default_dtype(), copy=True)
+        given = torch.as_tensor(frequencies).detach()
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"`frequencies` must be a tensor or lists of numbers, got {frequencies!r}") from error
+    if given.is_complex() or given.dtype == torch.bool:
+        raise TypeError(f"`frequencies` must be real numbers, got {given.dtype}")
+    mapping = given.to(torch.get_default_dtype(), copy=True)
     if mapping.ndim != 2 or mapping.shape[1] != in_features or not len(mapping):
         raise ValueError(
             f"`frequencies` must be [m, in_features={in_features}], a row for each, got shape {list(mapping.shape)}"

@@ -11,8 +11,8 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
-from pl_robust._number import check_count
-from pl_robust.models._inr import check_coordinates, check_positive, precise_linear
+from pl_robust._number import check_count, check_positive
+from pl_robust.models._inr import check_coordinates, precise_linear
 
 _FILTERS = ("fourier", "gabor")
 _GABOR_CONCENTRATION = 6.0  # of the gamma distribution of the widths, over all filters; its rate is 1

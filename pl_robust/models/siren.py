@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pl_robust._number import check_count
-from pl_robust.models._inr import check_coordinates, check_finite, check_positive, precise_linear
+from pl_robust._number import check_count, check_finite, check_positive
+from pl_robust.models._inr import check_coordinates, precise_linear
 
 _BIAS_INITS = ("uniform", "zeros")
 # What NumPy and the readers of zip files beneath it raise for a file that is none, or is damaged.

@@ -11,9 +11,14 @@ _NEVER = 2**62
 
 
 class DivergenceWatch:
-    """The first step at which a signal's error was NaN or infinite, kept on the device: nobody waits for it."""
+    """The first step at which an error was NaN or infinite, kept on the device: nobody waits for it.
 
-    def __init__(self) -> None:
+    Args:
+        hint: what to do about it, the end of the error message.
+    """
+
+    def __init__(self, hint: str) -> None:
+        self.hint = hint
         self._first: Tensor | None = None
         self._learning_rates: dict[int, Any] = {}  # of the steps since the last check
 
@@ -21,7 +26,7 @@ class DivergenceWatch:
         """Look at the errors [S] of a step.
 
         Args:
-            errors: mean squared error of each signal.
+            errors: of each signal, or of all together; as many at each step.
             step: optimizer steps done before.
             learning_rate: that the step is about to use.
         """
@@ -30,6 +35,19 @@ class DivergenceWatch:
             self._first = torch.full(errors.shape, _NEVER, dtype=torch.int64, device=errors.device)
         self._first = self._first.clamp(max=torch.where(errors.isfinite(), _NEVER, step))
         self._learning_rates[step] = learning_rate
+
+    def check_at_log_steps(self, trainer: Any) -> None:
+        """Check every ``log_every_n_steps`` steps.
+
+        Args:
+            trainer: the run's.
+
+        Raises:
+            ValueError: as ``check``.
+        """
+        every = trainer.log_every_n_steps
+        if every and trainer.global_step % every == 0:
+            self.check(trainer.strategy)
 
     def check(self, strategy: Any) -> None:
         """Stop if there was such a step on any rank; all ranks must come here together.
@@ -52,6 +70,5 @@ class DivergenceWatch:
         raise ValueError(
             f"the loss{which} was NaN or infinite at step {step}"
             + (f", at a learning rate of {float(rate):g}: " if rate is not None else ": ")
-            + "start again with a lower `lr` of the `optimizer` (1e-4 is published), clip gradients with the "
-            "Trainer's `gradient_clip_val`, or look for NaN in the signal and the net's initialization"
+            + self.hint
         )

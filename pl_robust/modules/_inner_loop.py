@@ -67,6 +67,15 @@ def inner_loop(
     return results
 
 
+def check_steps(steps: object, name: str) -> int:
+    """Refuse what is no number of inner steps, 0 or more."""
+    if isinstance(steps, bool) or not isinstance(steps, int):
+        raise TypeError(f"`{name}` must be an integer, got {steps!r}")
+    if steps < 0:
+        raise ValueError(f"`{name}` must be at least 0, got {steps}")
+    return steps
+
+
 def maml_loss(net: nn.Module, coordinates: Tensor, values: Tensor, *, steps: int, lr: float) -> tuple[Tensor, Tensor]:
     """The signals' mean error after the inner steps; its gradient goes through them (Finn, Abbeel, Levine 2017).
 

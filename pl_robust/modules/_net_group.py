@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -13,8 +13,9 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pl_robust.modules._batched_linear import BatchedLinear
+from pl_robust.modules._part_by_part import errors_part_by_part, mean_squared_errors
 
-_CACHE = 8 * 2**20  # bytes of activations of the networks in one pass on a CPU: beyond, they are fetched from memory
+_CACHE = 16 * 2**20  # bytes of activations of the networks in one pass on a CPU: beyond, they are fetched from memory
 _WORTHWHILE = 4  # networks: fewer in one pass gain less than a pass over stacked parameters costs
 _GPU_SHARE = 3  # of the device's memory, for the activations; the backward pass needs as much again
 _FEW, _MORE = 32, 64  # points
@@ -94,8 +95,9 @@ class NetGroup(nn.Module):
             parameters = dict(self.stacked.named_parameters())
             return torch.cat([mean_squared_errors(self._run(parameters, part, x), values[part]) for part in parts])
         trained = {name: one for name, one in self.stacked.named_parameters() if one.requires_grad}
-        errors: Tensor = _PartByPart.apply(self, parts, x, values, list(trained), *trained.values())
-        return errors
+        tensors = (*self.stacked.named_parameters(), *self.stacked.named_buffers())
+        fixed: dict[str, Tensor] = {name: one for name, one in tensors if not one.requires_grad}
+        return errors_part_by_part(self._outputs, parts, trained, fixed, x, values)
 
     def passes(self, x: Tensor) -> int:
         """Number of passes over coordinates [N, d]."""
@@ -142,7 +144,9 @@ class NetGroup(nn.Module):
     def _parts(self, x: Tensor) -> Iterator[slice]:
         """Which networks go into each pass."""
         size = self.at_once
-        if size is None:
+        if size is None and torch.compiler.is_compiling():
+            size = self.count  # a compiler makes its own loops, and cannot look at what is kept
+        elif size is None:
             needed = max(1.0, self._measure(x) * len(x))
             if x.device.type == "cuda":
                 size = int(torch.cuda.get_device_properties(x.device).total_memory / _GPU_SHARE / needed)
@@ -170,6 +174,7 @@ class NetGroup(nn.Module):
         with (
             torch.inference_mode(False),
             torch.enable_grad(),
+            torch.autocast(x.device.type, enabled=False),  # the same whoever asks first, an observer or a training step
             torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
         ):
             output = self.net_of(0).eval()(x.clone())  # in eval mode, which draws no random numbers
@@ -177,65 +182,18 @@ class NetGroup(nn.Module):
         return sum(kept.values())
 
 
-def mean_squared_errors(outputs: Tensor, values: Tensor) -> Tensor:
-    """Mean over points and channels of the squared error, in float32 or better.
+def clip_each_norm(parameters: Iterable[Tensor], largest: float) -> None:
+    """Clip the norm of each network's gradient, in place.
 
     Args:
-        outputs: [S, N, c] or [N, c].
-        values: of the same shape.
-
-    Raises:
-        ValueError: if the shapes differ.
+        parameters: stacked ones [S, ...].
+        largest: norm allowed.
     """
-    if outputs.shape != values.shape:
-        if outputs.ndim == values.ndim and outputs.shape[:-1] == values.shape[:-1]:
-            raise ValueError(
-                f"the net gives {outputs.shape[-1]} values at each point, the signal has {values.shape[-1]}: set the "
-                "net's `out_features` to the signal's channels"
-            )
-        raise ValueError(f"the net must give values {list(values.shape)}, [N, c], got {list(outputs.shape)}")
-    wide = torch.promote_types(outputs.dtype, torch.float32)
-    return (outputs.to(wide) - values).square().flatten(-2).mean(-1)
-
-
-class _PartByPart(torch.autograd.Function):
-    """Errors of all networks, each part's gradient taken right behind its forward pass."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, group: NetGroup, parts: list[slice], x: Tensor, values: Tensor, names: list[str], *trained: Tensor
-    ) -> Tensor:
-        errors: list[Tensor] = []
-        gradients: list[Tensor | None] = [None] * len(trained)
-        fixed: dict[str, Tensor] = {
-            name: one for name, one in group.stacked.named_parameters() if not one.requires_grad
-        }
-        fixed |= dict(group.stacked.named_buffers())
-        for part in parts:
-            leaves = [one[part].detach().requires_grad_() for one in trained]
-            tensors = {name: one[part] for name, one in fixed.items()} | dict(zip(names, leaves, strict=True))
-            with torch.enable_grad():
-                found = mean_squared_errors(group._outputs(tensors, x), values[part])
-                pieces = torch.autograd.grad(found.sum(), leaves, allow_unused=True)
-            errors.append(found.detach())
-            for index, piece in enumerate(pieces):
-                if piece is not None:
-                    whole = gradients[index]
-                    if whole is None:
-                        gradients[index] = whole = torch.empty_like(trained[index])
-                    whole[part] = piece
-        ctx.gradients = gradients
-        return torch.cat(errors)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, weights: Tensor) -> tuple[Tensor | None, ...]:
-        """Scale what is there by the gradients [S] of the errors."""
-        scaled = [
-            None if one is None else one * weights.to(one.dtype).view(-1, *[1] * (one.ndim - 1))
-            for one in ctx.gradients
-        ]
-        return (None, None, None, None, None, *scaled)
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    squares = [gradient.flatten(1).square().sum(1) for gradient in gradients]
+    factor = (largest / (torch.stack(squares).sum(0).sqrt() + 1e-6)).clamp(max=1.0)
+    for gradient in gradients:
+        gradient *= factor.view(-1, *[1] * (gradient.ndim - 1))
 
 
 def _replace(stacked: nn.Module, draws: list[nn.Module]) -> None:

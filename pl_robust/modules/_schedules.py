@@ -30,6 +30,15 @@ def _line(step: int, steps: int) -> float:
     return max(0.0, 1 - step / max(1, steps))  # a run of no steps has a schedule, too
 
 
+def cosine(optimizer: Optimizer, steps: int) -> LRScheduler:
+    """Go lr -> 0 along half a cosine, whose foot is one step behind the last."""
+    return LambdaLR(optimizer, partial(_half_cosine, steps=steps))
+
+
+def _half_cosine(step: int, steps: int) -> float:
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, step / max(1, steps))))
+
+
 def one_cycle(optimizer: Optimizer, steps: int, peak: float) -> LRScheduler:
     """Go lr / 25 -> lr -> lr / 250,000 along cosines, with the peak at this share of the steps (Smith, Topin 2018).
 

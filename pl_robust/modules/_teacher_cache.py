@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 _FORMAT = 1
-_LOGITS, _CHECKSUMS, _IDENTITY = "logits.npy", "checksums.npy", "cache.json"
+_LOGITS, _CHECKSUMS, _IDENTITY = "teacher_logits.npy", "teacher_checksums.npy", "teacher_cache.json"
 _LOOK_EVERY = 100  # batches, where a look waits for the device
 _ROWS = 8192
 # The constants of splitmix64 (Steele, Lea, Flood 2014), as signed integers.
@@ -96,9 +96,9 @@ def prepare_cache(folder: Path, identity: Mapping[str, Any]) -> None:
 class TeacherCache:
     """The logits of teachers on the clean inputs of a data set, by sample, in a folder that ``prepare_cache`` has made.
 
-    ``logits.npy`` holds them, float32 [N, T, K], ``checksums.npy``, int64 [N, 2], the checksum of each sample's input
-    and that of its row, so that a row that was written in part, or never, counts as missing. Rows are read into the
-    memory of the device; on the CPU they stay in the mapped file. New ones are written by ``flush``.
+    ``teacher_logits.npy`` holds them, float32 [N, T, K], ``teacher_checksums.npy``, int64 [N, 2], the checksum of each
+    sample's input and that of its row, so that a row that was written in part, or never, counts as missing. Rows are
+    read into the memory of the device; on the CPU they stay in the mapped file. New ones are written by ``flush``.
 
     Args:
         folder: the folder.

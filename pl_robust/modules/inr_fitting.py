@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import copy
 import math
-from functools import partial
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Adam
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.optim.optimizer import Optimizer
 
-from pl_robust._lightning import (
-    LightningModule,
-    LRSchedulerCallable,
-    MisconfigurationException,
-    OptimizerCallable,
-    unsavable,
-)
+from pl_robust._lightning import LRSchedulerCallable, MisconfigurationException, OptimizerCallable, unsavable
 from pl_robust._number import check_count, parse_number
 from pl_robust.modules._divergence import DivergenceWatch
-from pl_robust.modules._net_group import NetGroup, mean_squared_errors
-from pl_robust.modules._signal_psnr import SignalPSNR, psnr
+from pl_robust.modules._net_group import NetGroup, clip_each_norm
+from pl_robust.modules._part_by_part import mean_squared_errors
+from pl_robust.modules._schedules import cosine
+from pl_robust.modules._signal_batch import check_range, split_signals
+from pl_robust.modules._signal_evaluation import SignalEvaluation
+from pl_robust.modules._signal_psnr import psnr
 
 
 def published_adam(parameters: Any) -> Optimizer:
@@ -31,16 +27,14 @@ def published_adam(parameters: Any) -> Optimizer:
     return Adam(parameters, lr=1e-4)
 
 
-def cosine(optimizer: Optimizer, steps: int) -> LRScheduler:
-    """Go lr -> 0 along half a cosine, which reaches 0 one step behind the last."""
-    return LambdaLR(optimizer, partial(_half_cosine, steps=max(1, steps)))
+_HINT = (
+    "start again with a lower `lr` of the `optimizer` (1e-4 is published), clip gradients with the Trainer's "
+    "`gradient_clip_val`, use precision '32-true' or 'bf16-mixed' instead of '16-true', or look for NaN in the signal "
+    "and the net's initialization"
+)
 
 
-def _half_cosine(step: int, steps: int) -> float:
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))
-
-
-class INRFitting(LightningModule):
+class INRFitting(SignalEvaluation):
     r"""Fit a network to a signal, :math:`\frac{1}{2}` mean squared error, full batch or random points.
 
     The defaults are those of Yüce, Ortiz-Jimenez, Besbinar, Frossard, "A structured dictionary perspective on implicit
@@ -58,8 +52,9 @@ class INRFitting(LightningModule):
     Batches are ``(coordinates [N, d], values [N, c])``, or of S signals ``values [S, N, c]``, such as those of
     ``SignalDataModule``. Logs train/loss (with several signals the mean over them) and train/psnr of the step, every
     ``log_every_n_steps`` of the Trainer and at an epoch's end, and val/psnr and test/psnr over all points; in dB, the
-    mean of the signals' own. ``predict`` and ``reconstruct`` give values, [N, c] or [S, N, c]. A loss that is NaN or
-    infinite stops the run, by the next logged step.
+    mean of the signals' own. Dataloaders in a dict (Lightning 2) have its keys behind these names; points that a
+    DistributedSampler repeats are not counted. ``predict`` and ``reconstruct`` give values, [N, c] or [S, N, c]. A loss
+    that is NaN or infinite stops the run, by the next logged step.
 
     In mixed precision keep the first layer in float32, as the networks of ``pl_robust.models`` do by themselves: in
     bfloat16 neighbouring coordinates become one. Under DDP gradients are averaged over the ranks' points.
@@ -68,19 +63,22 @@ class INRFitting(LightningModule):
         net: coordinates [N, d] -> values [N, c], trained itself; for S > 1 the architecture, which is copied.
         num_signals: S. Each network starts with a draw of its own from ``net.reset_parameters()``.
         shared_init: start all S networks with the values that ``net`` has, such as meta-learned ones.
-        signals_at_once: networks in one pass; ``None``: as fits a CPU's cache, or a GPU's memory.
+        signals_at_once: networks in one pass; ``None``: as fits a CPU's cache, or a GPU's memory; all of them in a
+            module that is compiled.
         optimizer: parameters -> optimizer.
         lr_scheduler: ``"constant"``, ``"cosine"`` (lr -> 0 over the whole run, per step), or optimizer -> scheduler.
         lr_scheduler_interval: whether a scheduler of yours steps per ``"epoch"`` or per ``"step"``.
-        data_range: highest less lowest possible value of the signal: 1 for images in [0, 1], 2 for sounds in [-1, 1].
+        data_range: peak of the PSNR, highest less lowest possible value; ``None``: the datamodule's ``data_range``, as
+            ``SignalDataModule`` has it (1 for images in [0, 1], 2 for sounds in [-1, 1]), else 1.
 
     Raises:
-        TypeError: if an argument is of another type; at the first batch, if it is no such pair.
+        TypeError: if an argument is of another type; at the first batch, if it is no such pair of floating point.
         ValueError: if an argument is not among the allowed ones, ``net`` cannot be drawn anew for S > 1 or nothing in
-            it is to be trained; at the first batch, if its shapes do not fit net and ``num_signals``; while training,
-            if the loss is NaN or infinite.
-        MisconfigurationException: at the start of fit, if the cosine schedule meets a run without an end; at the first
-            step, if 16-mixed precision meets networks in several passes.
+            it is to be trained; at the first batch, if its shapes do not fit net and ``num_signals`` or its coordinates
+            leave [-1, 1]; while training, if the loss is NaN or infinite.
+        MisconfigurationException: at the start of a run, if the datamodule has another ``data_range``, or the cosine
+            schedule meets a run without an end; at the first step, if 16-mixed precision meets networks in several
+            passes.
 
     Example:
         >>> from pl_robust.models import SIREN
@@ -88,8 +86,6 @@ class INRFitting(LightningModule):
         >>> module.reconstruct(torch.zeros(10, 2)).shape
         torch.Size([4, 10, 3])
     """
-
-    schedules: ClassVar = {"cosine": cosine}
 
     def __init__(
         self,
@@ -101,39 +97,37 @@ class INRFitting(LightningModule):
         optimizer: OptimizerCallable = published_adam,
         lr_scheduler: Literal["constant", "cosine"] | LRSchedulerCallable = "constant",
         lr_scheduler_interval: Literal["epoch", "step"] = "step",
-        data_range: float = 1.0,
+        data_range: float | str | None = None,
     ) -> None:
-        super().__init__()
+        peak = None if data_range is None else parse_number(data_range, "data_range")
+        if peak is not None and not 0 < peak < math.inf:
+            raise ValueError(f"`data_range` must be positive and finite, got {data_range!r}")
+        check_count(num_signals, "num_signals")
+        super().__init__(num_signals, peak)
         self.save_hyperparameters(ignore=unsavable(net=net, optimizer=optimizer, lr_scheduler=lr_scheduler))
         if not isinstance(net, nn.Module):
             raise TypeError(f"`net` must be an nn.Module, coordinates -> values, got {type(net).__name__}")
-        check_count(num_signals, "num_signals")
         if signals_at_once is not None:
             check_count(signals_at_once, "signals_at_once")
         if not isinstance(shared_init, bool):
             raise TypeError(f"`shared_init` must be true or false, got {shared_init!r}")
         if not callable(optimizer):
             raise TypeError(f"`optimizer` must be a callable parameters -> optimizer, got {optimizer!r}")
-        if not callable(lr_scheduler) and lr_scheduler not in ("constant", *self.schedules):
+        if not callable(lr_scheduler) and lr_scheduler not in ("constant", "cosine"):
             raise ValueError(
                 "`lr_scheduler` must be 'constant', 'cosine' or a callable optimizer -> scheduler, got "
                 f"{lr_scheduler!r}"
             )
         if lr_scheduler_interval not in ("epoch", "step"):
             raise ValueError(f"`lr_scheduler_interval` must be 'epoch' or 'step', got {lr_scheduler_interval!r}")
-        self.data_range = parse_number(data_range, "data_range")
-        if not 0 < self.data_range < math.inf:
-            raise ValueError(f"`data_range` must be positive and finite, got {data_range!r}")
         if not any(parameter.requires_grad for parameter in net.parameters()):
             raise ValueError("`net` must have a parameter that requires grad, got none: unfreeze what is to be fitted")
-        self.num_signals = num_signals
         self.net = net if num_signals == 1 else NetGroup(net, num_signals, shared_init, signals_at_once)
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.lr_scheduler_interval = lr_scheduler_interval
-        self.val_psnr = nn.ModuleList()  # one for each dataloader, made when its first batch comes
-        self.test_psnr = nn.ModuleList()
-        self._watch = DivergenceWatch()
+        self._watch = DivergenceWatch(_HINT)
+        self._has_begun = False
 
     def forward(self, coordinates: Tensor) -> Tensor:
         """Map coordinates [N, d] to values [N, c], of several signals [S, N, c]."""
@@ -142,7 +136,10 @@ class INRFitting(LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Give half the mean squared error, summed over the signals."""
-        coordinates, values = self._split(batch)
+        coordinates, values = split_signals(batch, self.num_signals)
+        if not self._has_begun:
+            check_range(coordinates)
+            self._has_begun = True
         errors = self._errors(coordinates, values)
         rate = self.trainer.optimizers[0].param_groups[0]["lr"]
         self._watch.note(errors, self.trainer.global_step, rate)
@@ -154,38 +151,16 @@ class INRFitting(LightningModule):
 
     def on_train_start(self) -> None:
         """Begin to watch the loss."""
-        self._watch = DivergenceWatch()
+        self._watch = DivergenceWatch(_HINT)
+        self._has_begun = False
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Stop a run that has diverged."""
-        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if every and self.trainer.global_step % every == 0:
-            self._watch.check(self.trainer.strategy)
+        self._watch.check_at_log_steps(self.trainer)
 
     def on_train_epoch_end(self) -> None:
         """Stop a run that has diverged."""
         self._watch.check(self.trainer.strategy)
-
-    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Measure the networks on points held out."""
-        self._evaluate("val", batch, dataloader_idx)
-
-    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Measure the networks on the test's points."""
-        self._evaluate("test", batch, dataloader_idx)
-
-    def on_validation_start(self) -> None:
-        """Begin the metrics anew."""
-        self._reset("val")
-
-    def on_test_start(self) -> None:
-        """Begin the metrics anew."""
-        self._reset("test")
-
-    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
-        """Give the values at a batch's points: bare coordinates, or a pair with values."""
-        values: Tensor = self(batch if isinstance(batch, Tensor) else self._split(batch)[0])
-        return values
 
     @torch.no_grad()
     def reconstruct(self, coordinates: Tensor, points: int = 65536) -> Tensor:
@@ -238,10 +213,10 @@ class INRFitting(LightningModule):
         steps = self.trainer.estimated_stepping_batches
         if steps == float("inf"):
             raise MisconfigurationException(
-                f"lr_scheduler={self.lr_scheduler!r} needs to know where the run ends: set the Trainer's `max_epochs` "
+                "lr_scheduler='cosine' needs to know where the run ends: set the Trainer's `max_epochs` "
                 "or `max_steps`, or take lr_scheduler='constant'"
             )
-        scheduler = self.schedules[self.lr_scheduler](optimizer, int(steps))
+        scheduler = cosine(optimizer, int(steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def configure_gradient_clipping(
@@ -254,11 +229,7 @@ class INRFitting(LightningModule):
         if self.num_signals == 1 or not gradient_clip_val or gradient_clip_algorithm == "value":
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
             return
-        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
-        squares = [gradient.flatten(1).square().sum(1) for gradient in gradients]
-        factor = (gradient_clip_val / (torch.stack(squares).sum(0).sqrt() + 1e-6)).clamp(max=1.0)
-        for gradient in gradients:
-            gradient *= factor.view(-1, *[1] * (gradient.ndim - 1))
+        clip_each_norm(self.parameters(), gradient_clip_val)
 
     @property
     def _group(self) -> NetGroup:
@@ -280,48 +251,3 @@ class INRFitting(LightningModule):
                 f"set signals_at_once={self.num_signals}"
             )
         return self._group.errors(coordinates, values)
-
-    def _reset(self, split: str) -> None:
-        # Validation by itself is in inference mode, that of a fit is not, and could not write into tensors made there.
-        with torch.inference_mode(False):
-            for metric in getattr(self, f"{split}_psnr"):
-                metric.reset()
-
-    def _evaluate(self, split: str, batch: Any, dataloader_idx: int) -> None:
-        metrics: Any = getattr(self, f"{split}_psnr")
-        while len(metrics) <= dataloader_idx:
-            with torch.inference_mode(False):
-                metrics.append(SignalPSNR(self.num_signals, self.data_range).to(self.device))
-        coordinates, values = self._split(batch)
-        errors = mean_squared_errors(self(coordinates), values)
-        metrics[dataloader_idx].update(errors.reshape(-1), len(coordinates))
-        self.log(
-            f"{split}/psnr",
-            metrics[dataloader_idx],
-            prog_bar=True,
-            on_epoch=True,
-            batch_size=len(coordinates),
-            # Lightning looks metrics up by attribute once, maybe before this one was made.
-            metric_attribute=f"{split}_psnr.{dataloader_idx}",
-        )
-
-    def _split(self, batch: Any) -> tuple[Tensor, Tensor]:
-        """Take coordinates and values out of a batch."""
-        wanted = "(coordinates [N, d], values [N, c])"
-        if self.num_signals > 1:
-            wanted = f"(coordinates [N, d], values [S, N, c]) with `num_signals`={self.num_signals} signals"
-        if not isinstance(batch, tuple | list) or len(batch) != 2 or not all(isinstance(one, Tensor) for one in batch):
-            got = [type(one).__name__ for one in batch] if isinstance(batch, tuple | list) else type(batch).__name__
-            raise TypeError(f"a batch must be {wanted}, got {got}; SignalDataModule makes such batches")
-        coordinates, values = batch
-        signals = list(values.shape[:-2])
-        expected = [self.num_signals] if self.num_signals > 1 else []
-        if coordinates.ndim != 2 or values.ndim < 2 or signals != expected or len(coordinates) != values.shape[-2]:
-            many = len(signals) == 1 and signals != expected
-            hint = f"; for these set num_signals={signals[0]}" if many and signals[0] > 1 else ""
-            raise ValueError(
-                f"a batch must be {wanted}, got shapes {list(coordinates.shape)} and {list(values.shape)}{hint}"
-            )
-        if not len(coordinates):
-            raise ValueError(f"a batch must have points, got shapes {list(coordinates.shape)}, {list(values.shape)}")
-        return coordinates, values

@@ -16,10 +16,15 @@ from pl_robust._batch import take_entry
 from pl_robust._dataloaders import count_real, flatten_loaders, loader_names
 from pl_robust._lightning import LightningModule, LRSchedulerCallable, OptimizerCallable, unsavable
 from pl_robust._number import parse_number
-from pl_robust._signal import grid_coordinates
-from pl_robust.modules._inner_loop import inner_loop, maml_loss, reptile_loss
+from pl_robust.modules._divergence import DivergenceWatch
+from pl_robust.modules._image_tasks import ImageTasks, check_net
+from pl_robust.modules._inner_loop import check_steps, inner_loop, maml_loss, reptile_loss
 
 _METHODS = {"maml": maml_loss, "reptile": reptile_loss}
+_HINT = (
+    "start again with a lower `lr` of the `optimizer` (1e-5 is published) or a lower `inner_lr` (1e-2), clip gradients "
+    "with the Trainer's `gradient_clip_val`, or look for NaN in the images and the net's initialization"
+)
 
 
 def published_adam(parameters: Any) -> Optimizer:
@@ -52,7 +57,8 @@ class INRMetaLearning(LightningModule):
     mean squared error after the inner steps, and train/psnr; for val and test the same, and psnr_0, psnr_1 ... after so
     few steps: the mean over the images of each one's PSNR in dB, with a peak of 1. Dataloaders in a dict (Lightning 2)
     have its keys behind these names. Samples that a DistributedSampler repeats are not counted. ``predict`` gives the
-    images as the network has them after the inner steps.
+    images as the network has them after the inner steps. A loss that is NaN or infinite stops the run, by the next of
+    every ``log_every_n_steps`` steps of the Trainer or the epoch's end.
 
     Args:
         net: the network, coordinates [N, 2] -> values [N, C].
@@ -69,7 +75,7 @@ class INRMetaLearning(LightningModule):
         TypeError: if an argument is not of its type; with a batch, if its images are no floating point tensor.
         ValueError: if an argument is not among the allowed ones, the network takes other coordinates than of 2
             dimensions or has nothing to learn; with a batch, if images are not [B, C, H, W] or the network gives
-            another number of values than C.
+            another number of values than C; while training, if the loss is NaN or infinite.
     """
 
     def __init__(
@@ -99,10 +105,10 @@ class INRMetaLearning(LightningModule):
             raise TypeError(f"`lr_scheduler` must be a callable optimizer -> scheduler or None, got {lr_scheduler!r}")
         if lr_scheduler_interval not in ("epoch", "step"):
             raise ValueError(f"`lr_scheduler_interval` must be 'epoch' or 'step', got {lr_scheduler_interval!r}")
-        grid_coordinates((1, 1), coordinate_range)  # refuses what is no range
-        self.net = _check_net(net)
+        self.tasks = ImageTasks(coordinate_range)
+        self.net = check_net(net)
         self.method = method
-        self.inner_steps = _check_steps(inner_steps, "inner_steps")
+        self.inner_steps = check_steps(inner_steps, "inner_steps")
         self.inner_lr = parse_number(inner_lr, "inner_lr")
         if not 0 < self.inner_lr < math.inf:
             raise ValueError(f"`inner_lr` must be positive and finite, got {inner_lr!r}")
@@ -111,7 +117,7 @@ class INRMetaLearning(LightningModule):
         self.lr_scheduler_interval = lr_scheduler_interval
         self.coordinate_range = coordinate_range
         self.input_key = input_key
-        self._grids: dict[Any, Tensor] = {}
+        self._watch = DivergenceWatch(_HINT)
         # One for each dataloader of a split, made when the split starts and its dataloaders are known.
         self.val_metrics = nn.ModuleList()
         self.test_metrics = nn.ModuleList()
@@ -134,16 +140,33 @@ class INRMetaLearning(LightningModule):
         Returns:
             Name of each parameter that requires grad -> its values for the images [B, ...], without graph.
         """
-        descent, _ = self._descend(images, self.inner_steps if steps is None else _check_steps(steps, "steps"))
+        descent, _ = self._descend(images, self.inner_steps if steps is None else check_steps(steps, "steps"))
         return {name: self.net.get_parameter(name).detach() - moved for name, moved in descent.items()}
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Give the error after the inner steps, with the method's gradient."""
-        coordinates, values = self._task(self._images(batch))
+        coordinates, values = self._tasks(self._images(batch))
         loss, errors = _METHODS[self.method](self.net, coordinates, values, steps=self.inner_steps, lr=self.inner_lr)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(values))
         self.log("train/psnr", psnr(errors).mean(), prog_bar=True, batch_size=len(values))
         return loss
+
+    def on_train_start(self) -> None:
+        """Begin to watch the loss."""
+        self._watch = DivergenceWatch(_HINT)
+
+    def on_before_backward(self, loss: Tensor) -> None:
+        """Watch the loss."""
+        rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+        self._watch.note(loss[None], self.trainer.global_step, rate)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Stop a run that has diverged."""
+        self._watch.check_at_log_steps(self.trainer)
+
+    def on_train_epoch_end(self) -> None:
+        """Stop a run that has diverged."""
+        self._watch.check(self.trainer.strategy)
 
     def on_validation_start(self) -> None:
         """Make the metrics of each validation dataloader."""
@@ -165,7 +188,7 @@ class INRMetaLearning(LightningModule):
         """Give the images of a batch as the adapted networks have them, [B, C, H, W]."""
         images = self._images(batch)
         adapted = self.adapt(images)
-        coordinates, _ = self._task(images)
+        coordinates, _ = self._tasks(images)
         rebuilt = vmap(lambda parameters: functional_call(self.net, parameters, (coordinates,)))(adapted)
         pixels: Tensor = rebuilt.transpose(1, 2).reshape(images.shape)
         return pixels
@@ -181,24 +204,15 @@ class INRMetaLearning(LightningModule):
     def _images(self, batch: Any) -> Tensor:
         return batch if isinstance(batch, Tensor) else take_entry(batch, self.input_key)
 
-    def _task(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Coordinates [N, 2] and values [B, N, C] of images, in the precision of the network."""
-        if images.ndim != 4 or not images.numel():
-            raise ValueError(f"images must be [B, C, H, W] with at least one pixel, got {list(images.shape)}")
-        if not images.is_floating_point():
-            raise TypeError(f"images must be floating point, in [0, 1], got {images.dtype}; uint8 ones / 255")
+    def _tasks(self, images: Tensor) -> tuple[Tensor, Tensor]:
         like = next(parameter for parameter in self.net.parameters() if parameter.requires_grad)
-        key = (*images.shape[2:], images.device, like.dtype)
-        if key not in self._grids:
-            grid = grid_coordinates(images.shape[2:], self.coordinate_range, device=images.device)
-            self._grids[key] = grid.to(like.dtype)
-        return self._grids[key], images.flatten(2).transpose(1, 2).to(like.dtype)
+        return self.tasks(images, like.dtype)
 
     def _descend(self, images: Tensor, steps: int) -> tuple[dict[str, Tensor], Tensor]:
         """The inner loop where nothing is learned: in validation's inference mode, too."""
         with torch.inference_mode(False), torch.no_grad():
             # Tensors made in inference mode cannot be recorded; the inner loop records for its own gradients.
-            coordinates, values = self._task(images.clone())
+            coordinates, values = self._tasks(images.clone())
             return inner_loop(self.net, coordinates, values, steps=steps, lr=self.inner_lr, chunked=True)
 
     def _loaders(self, split: str) -> Any:
@@ -238,22 +252,3 @@ class INRMetaLearning(LightningModule):
 def psnr(errors: Tensor) -> Tensor:
     """Peak signal-to-noise ratio in dB of each mean squared error, for images in [0, 1]."""
     return -10 * errors.log10()
-
-
-def _check_steps(steps: object, name: str) -> int:
-    if isinstance(steps, bool) or not isinstance(steps, int):
-        raise TypeError(f"`{name}` must be an integer, got {steps!r}")
-    if steps < 0:
-        raise ValueError(f"`{name}` must be at least 0, got {steps}")
-    return steps
-
-
-def _check_net(net: object) -> nn.Module:
-    if not isinstance(net, nn.Module):
-        raise TypeError(f"`net` must be an nn.Module, coordinates [N, 2] -> values [N, C], got {type(net).__name__}")
-    in_features = getattr(net, "in_features", 2)
-    if in_features != 2:
-        raise ValueError(f"`net` must take the 2 coordinates of images, got one with in_features={in_features}")
-    if not any(parameter.requires_grad for parameter in net.parameters()):
-        raise ValueError("`net` must have parameters with requires_grad=True, which the inner steps move; got none")
-    return net

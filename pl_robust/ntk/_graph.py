@@ -21,11 +21,13 @@ class Use:
         node: the operation, as autograd's node for its backward.
         position: which of the operation's inputs the parameter is.
         transposed: whether it takes the parameter, a matrix, transposed.
+        scale: the number by which it is multiplied on the way there.
     """
 
     node: Any
     position: int
     transposed: bool = False
+    scale: float = 1.0
 
 
 def find_uses(outputs: Tensor, parameters: Mapping[str, nn.Parameter]) -> dict[str, list[Use]]:
@@ -50,7 +52,7 @@ def find_uses(outputs: Tensor, parameters: Mapping[str, nn.Parameter]) -> dict[s
     uses = {}
     for name, parameter in parameters.items():
         leaf = leaves.get(id(parameter))
-        uses[name] = [] if leaf is None else list(_through_transpositions(leaf, parameter.dim(), takers))
+        uses[name] = [] if leaf is None else list(_behind_views(leaf, parameter.dim(), takers))
     return uses
 
 
@@ -101,14 +103,33 @@ def _nodes(outputs: Tensor) -> Iterator[Any]:
             yield node
 
 
-def _through_transpositions(
-    node: Any, dims: int, takers: Mapping[Any, list[tuple[Any, int]]], transposed: bool = False
+def _behind_views(
+    node: Any,
+    dims: int,
+    takers: Mapping[Any, list[tuple[Any, int]]],
+    transposed: bool = False,
+    scale: float = 1.0,
 ) -> Iterator[Use]:
+    """The uses of a parameter, of its transpose and of its multiples, as which it counts there."""
     for taker, position in takers.get(node, ()):
-        if dims == 2 and _transposes(taker):
-            yield from _through_transpositions(taker, dims, takers, not transposed)
+        factor = _number(taker, position) if taker in takers else None  # or it is the output itself
+        if factor is not None:
+            yield from _behind_views(taker, dims, takers, transposed, scale * factor)
+        elif dims == 2 and _transposes(taker):
+            yield from _behind_views(taker, dims, takers, not transposed, scale)
         else:
-            yield Use(taker, position, transposed)
+            yield Use(taker, position, transposed, scale)
+
+
+def _number(node: Any, position: int) -> float | None:
+    """The number with which an operation multiplies its input; None if it does something else."""
+    if node.name() != "MulBackward0":
+        return None
+    try:
+        other = node._saved_self if position else node._saved_other
+    except (AttributeError, RuntimeError):  # another version's names; written over since
+        return None
+    return None if other.dim() or other.is_complex() else float(other.detach())
 
 
 def _transposes(node: Any) -> bool:

@@ -177,7 +177,8 @@ class _Backward:
                 gradient = gradients.get(term.node)
                 if gradient is None:  # this output does not depend on it
                     gradient = torch.zeros_like(self._example[term.node])
-                parts.append(term.reduce(gradient, self._arrange[term]))
+                part = term.reduce(gradient, self._arrange[term])
+                parts.append(part if term.scale == 1 else part * term.scale)
         self._example.clear()
         for name, terms in self._terms.items():
             sums: list[Tensor] = []

@@ -28,7 +28,10 @@ class Term(ABC):
 
     Attributes:
         node: the operation.
+        scale: the number by which the parameter is multiplied on the way there, and its gradient, too.
     """
+
+    scale = 1.0
 
     def __init__(self, node: Any) -> None:
         self.node = node
@@ -203,9 +206,12 @@ def term_of(use: Use, parameter: Tensor) -> Term | None:
     if make is None:
         return None
     try:
-        return make(use, parameter)
+        term = make(use, parameter)
     except (AttributeError, RuntimeError):  # another version's names; an input written over since
         return None
+    if term is not None:
+        term.scale = use.scale
+    return term
 
 
 def _addmm(use: Use, parameter: Tensor) -> Term | None:

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from pl_robust.transforms._frequencies import Frequencies, as_rows, ascending, distinct, groups, like, upright
-
-if TYPE_CHECKING:
-    from pl_robust.transforms.spectrum import Spectrum
+from pl_robust.transforms.spectrum import Spectrum
 
 _ROUNDING = 1e-9  # relative to the rate and the highest frequency
 
@@ -114,9 +112,15 @@ def leaked_components(train: Spectrum, full: Spectrum, *, threshold: float = 0.0
         The components; where there are several signals or channels, amplitudes are the largest of theirs.
 
     Raises:
-        ValueError: if the spectra differ in domain or number of axes, the full grid is coarser, or ``threshold`` is not
-            positive.
+        TypeError: if an argument is no spectrum.
+        ValueError: if the spectra differ in domain or number of axes, the full grid is coarser, amplitudes are not
+            finite, or ``threshold`` is not positive.
     """
+    for name, one in (("train", train), ("full", full)):
+        if not isinstance(one, Spectrum):
+            raise TypeError(f"`{name}` must be a Spectrum, as spectrum() gives it, got {type(one).__name__}")
+        if not one.amplitudes.isfinite().all():
+            raise ValueError(f"the amplitudes of `{name}` must be finite: the signal or the network has diverged")
     if not threshold > 0:
         raise ValueError(f"`threshold` must be positive, got {threshold!r}")
     if len(train.dim) != len(full.dim) or not math.isclose(train.extent, full.extent):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -10,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from pl_robust._number import check_count
-from pl_robust._signal import grid_coordinates
+from pl_robust._signal import check_range, grid_coordinates
 from pl_robust.transforms._frequencies import Frequencies, as_rows
 
+_LARGEST = 2**53  # cycles: beyond, float64 does not tell one from the next
 _OFF_BIN = 1e-4  # cycles per domain that a frequency may be off a whole number
 
 
@@ -71,7 +71,7 @@ class Spectrum:
 
         Raises:
             TypeError: if the support is no real numbers.
-            ValueError: if it holds a frequency that is no whole number of cycles in the domain.
+            ValueError: if it holds a frequency that is no whole number of cycles in the domain, or 2**53 and more.
         """
         points = torch.tensor([len(axis) for axis in self.frequencies])
         inside = torch.zeros([int(count) for count in points], dtype=torch.bool)
@@ -90,6 +90,10 @@ class Spectrum:
         """Whole numbers of cycles in the domain, int64 [n, d]."""
         cycles = as_rows(frequencies, len(self.dim)) * self.extent
         bins = cycles.round()
+        if (bins.abs() > _LARGEST).any():
+            raise ValueError(
+                f"frequencies must be less than 2**53 cycles in the domain, got {float(bins.abs().max()):g}"
+            )
         off = (cycles - bins).abs().amax(dim=1) > _OFF_BIN
         if off.any():
             raise ValueError(
@@ -118,11 +122,12 @@ def spectrum(
         Amplitudes, in float32 or better, and their frequencies.
 
     Raises:
-        TypeError: if ``values`` are not real and floating point.
+        TypeError: if ``values`` are no tensor, or not real and floating point.
         ValueError: if there are no such axes or no values, or the range is not finite with low < high.
     """
-    if not values.is_floating_point():
-        raise TypeError(f"`values` must be real and floating point, got {values.dtype}")
+    if not isinstance(values, Tensor) or not values.is_floating_point():
+        got = values.dtype if isinstance(values, Tensor) else type(values).__name__
+        raise TypeError(f"`values` must be a tensor, real and floating point, got {got}")
     axes = tuple(range(values.ndim)) if dim is None else (dim,) if isinstance(dim, int) else tuple(dim)
     if not axes or not all(-values.ndim <= axis < values.ndim for axis in axes):
         raise ValueError(f"`dim` must name axes of values of shape {list(values.shape)}, got {dim!r}")
@@ -132,10 +137,8 @@ def spectrum(
     shape = [values.shape[axis] for axis in axes]
     if min(shape) < 1:
         raise ValueError(f"`values` must have points along each grid axis, got {list(values.shape)} with dim={axes}")
-    low, high = (0.0, 1.0) if coordinate_range is None else coordinate_range
-    extent = float(high - low)
-    if not (math.isfinite(extent) and extent > 0):
-        raise ValueError(f"`coordinate_range` must be finite (low, high) with low < high, got {coordinate_range!r}")
+    low, high = (0.0, 1.0) if coordinate_range is None else check_range(coordinate_range)
+    extent = high - low
     precise = values.to(torch.promote_types(values.dtype, torch.float32))
     amplitudes = torch.fft.fftn(precise, dim=axes, norm="forward").abs()
     factors = torch.where(_paired(shape), 2.0, 1.0).to(amplitudes)
@@ -177,7 +180,10 @@ def network_spectrum(
         like = next((t for t in (*net.parameters(), *net.buffers()) if t.is_floating_point()), coordinates)
         coordinates = coordinates.to(like)
     with torch.no_grad():
-        values = torch.cat([net(part) for part in torch.split(coordinates, chunk_size)])
+        parts = [net(part) for part in torch.split(coordinates, chunk_size)]
+    if not all(isinstance(part, Tensor) for part in parts):
+        raise TypeError(f"`net` must give a tensor of values [N, c], got {type(parts[0]).__name__}")
+    values = torch.cat(parts)
     if values.ndim != 2 or len(values) != len(coordinates):
         raise ValueError(
             f"`net` must map coordinates {list(coordinates.shape)} to values [{len(coordinates)}, c], "

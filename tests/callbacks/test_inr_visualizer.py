@@ -136,7 +136,7 @@ def test_of_several_signals_psnr_is_the_mean_and_the_figure_shows_one(monkeypatc
         shown.append(fit)
         return draw_frame(fit)
 
-    monkeypatch.setattr("pl_robust.callbacks.inr_visualizer.draw_frame", keep)
+    monkeypatch.setattr("pl_robust.callbacks._inr_record.draw_frame", keep)
     visualizer = INRVisualizer(every_n_epochs=1, signal_index=1, gif=True, save_dir=".", chunk_size=10)
     trainer = quiet_trainer(max_epochs=1, callbacks=[visualizer])
     data = SignalDataModule([plane()[..., 0], 1 - plane()[..., 0]], steps_per_epoch=2)
@@ -184,6 +184,28 @@ def test_a_checkpoint_by_steps_finds_the_value_and_two_live_in_one_trainer(tmp_p
     assert float(trainer.callback_metrics["inr_2/psnr"]) == pytest.approx(other.history[-1]["psnr"])
 
 
+def test_the_whole_grid_and_a_finer_one_are_watched_side_by_side() -> None:
+    finer = Signal(plane((12, 16)))
+    coarse, fine = INRVisualizer(4), INRVisualizer(4, signal=finer)
+    fit(coarse, fine, module=frozen([0.6]))
+    assert coarse.history == fine.history
+    assert coarse.state_key != fine.state_key
+
+
+def test_groups_of_networks_are_the_same_with_and_without_it() -> None:
+    """In mixed precision the callback's look, outside autocast, comes before the first step's, inside it."""
+
+    def run(*callbacks: Callback) -> dict[str, Any]:
+        torch.manual_seed(0)
+        module = INRFitting(SIREN(2, 1, 64, num_layers=4), num_signals=9, optimizer=lambda p: torch.optim.Adam(p, 1e-3))
+        data = SignalDataModule([torch.rand(32, 32).numpy() for _ in range(9)], steps_per_epoch=2)
+        trainer = quiet_trainer(max_epochs=1, precision="bf16-mixed", limit_val_batches=0, callbacks=list(callbacks))
+        trainer.fit(module, datamodule=data)
+        return {"passes": torch.tensor(module.net.passes(torch.rand(3300, 2))), **training_state(trainer, module)}  # type: ignore[operator]
+
+    assert_identical(run(INRVisualizer(1)), run())
+
+
 def test_a_resumed_run_has_the_history_of_an_uninterrupted_one(tmp_path: Path) -> None:
     def module() -> Fitting:
         return Fitting(Planes(torch.zeros(1, 2), [0.4]), noise=0)
@@ -195,7 +217,7 @@ def test_a_resumed_run_has_the_history_of_an_uninterrupted_one(tmp_path: Path) -
     assert torch.load(tmp_path / "half.ckpt", weights_only=True)["epoch"] == 1
     fit(second, module=module(), ckpt_path=tmp_path / "half.ckpt")
     assert second.history == whole.history
-    assert [step for step, _ in second._film.frames] == [6, 8]
+    assert [step for step, _ in second._record.film.frames] == [6, 8]
 
 
 def test_a_second_run_starts_from_scratch() -> None:
@@ -203,7 +225,7 @@ def test_a_second_run_starts_from_scratch() -> None:
     fit(visualizer)
     fit(visualizer)
     assert [row["step"] for row in visualizer.history] == [0, 4, 8]
-    assert [step for step, _ in visualizer._film.frames] == [0, 4, 8]
+    assert [step for step, _ in visualizer._record.film.frames] == [0, 4, 8]
 
 
 def test_numbers_figures_and_film_find_their_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

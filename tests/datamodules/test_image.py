@@ -616,21 +616,30 @@ def test_a_data_set_around_ours_still_collates() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "error", "message"),
     [
-        ({"name": "imagenet"}, "`name` must be one of digits, .*, got 'imagenet'"),
-        ({"batch_size": 0}, "`batch_size` must be a positive integer, got 0"),
-        ({"eval_batch_size": -1}, "`eval_batch_size` must be a positive integer, got -1"),
-        ({"val_fraction": 1.0}, r"`val_fraction` must be in \[0, 1\), got 1.0"),
-        ({"num_workers": -1}, "`num_workers` must be 0 or more"),
-        ({"name": "mnist", "image_size": 16}, "is for celeba, imagefolder, digits, lfw, got 16 for 'mnist'"),
-        ({"name": "lfw", "image_size": 0}, "`image_size` must be positive"),
-        ({"image_size": 0}, "`image_size` must be positive .* got 0 for 'digits'"),
-        ({"name": "imagefolder", "image_size": 0}, "`image_size` must be positive"),
+        ({"name": "imagenet"}, ValueError, "`name` must be one of digits, .*, got 'imagenet'"),
+        ({"batch_size": 0}, ValueError, "`batch_size` must be at least 1, got 0"),
+        ({"batch_size": 2.5}, TypeError, "`batch_size` must be an integer, got 2.5"),
+        ({"eval_batch_size": -1}, ValueError, "`eval_batch_size` must be at least 1, got -1"),
+        ({"val_fraction": 1.0}, ValueError, r"`val_fraction` must be in \[0, 1\), got 1.0; 0 switches validation off"),
+        ({"val_fraction": -1}, ValueError, r"`val_fraction` must be in \[0, 1\), got -1; 0 switches"),
+        ({"val_fraction": "10%"}, TypeError, "`val_fraction` must be a number, got '10%'"),
+        ({"num_workers": -1}, ValueError, "`num_workers` must be at least 0, got -1"),
+        ({"num_workers": 1.5}, TypeError, "`num_workers` must be an integer, got 1.5"),
+        ({"seed": -1}, ValueError, "`seed` must be at least 0, got -1"),
+        (
+            {"name": "mnist", "image_size": 16},
+            ValueError,
+            "is for celeba, imagefolder, digits, lfw, got 16 for 'mnist'",
+        ),
+        ({"name": "lfw", "image_size": 0}, ValueError, "`image_size` must be at least 1, got 0"),
+        ({"image_size": 8.5}, TypeError, "`image_size` must be an integer, got 8.5"),
+        ({"name": "imagefolder", "image_size": -2}, ValueError, "`image_size` must be at least 1, got -2"),
     ],
 )
-def test_refuses_arguments(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+def test_refuses_arguments(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
         ImageDataModule(**{"name": "digits", **arguments})
 
 

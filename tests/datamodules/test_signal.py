@@ -239,6 +239,12 @@ def test_arrays_tell_their_range(array: Any, expected: list[float], data_range: 
     assert SignalDataModule(array, data_range=3.0).data_range == 3.0
 
 
+@pytest.mark.parametrize("dtype", [">u2", ">f4", ">f8"])
+def test_arrays_may_have_the_other_order_of_bytes(dtype: str) -> None:
+    array = _levels(9, 8) // 2 / (1 if dtype[1] == "u" else 256)
+    assert torch.equal(_values(array.astype(dtype)), _values(array.astype(dtype[1:])))
+
+
 @pytest.mark.parametrize("array", [np.zeros(4, np.float32), torch.zeros(4)])
 def test_the_users_array_may_change(array: Any) -> None:
     data = SignalDataModule(array)
@@ -523,6 +529,45 @@ def test_resumed_inside_an_epoch_it_ends_with_the_same_bits(at: int) -> None:
     assert_identical(dict(resumed.state_dict()), dict(straight.state_dict()))
 
 
+class _NoisyFit(_Fit):
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return super().training_step((batch[0], batch[1] + 0.1 * torch.randn_like(batch[1])), batch_idx)
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_resumed_inside_an_epoch_with_its_random_state_nothing_stands_in_the_way(
+    accumulated: int, recwarn: pytest.WarningsRecorder
+) -> None:
+    runs = []
+    for seed, resume in ((0, None), (1, "killed.ckpt")):
+        torch.manual_seed(seed)
+        callbacks = [ExactResume(), _Once(4)] if resume is None else [ExactResume()]
+        trainer = quiet_trainer(max_epochs=3, callbacks=callbacks, accumulate_grad_batches=accumulated)
+        module = _NoisyFit(1)
+        trainer.fit(module, datamodule=_points(), ckpt_path=resume)
+        runs.append(module)
+    straight, resumed = runs
+    assert 0 < len(resumed.batches) < len(straight.batches)
+    assert_identical(resumed.batches, straight.batches[-len(resumed.batches) :])
+    assert_identical(dict(resumed.state_dict()), dict(straight.state_dict()))
+    assert not [str(one.message) for one in recwarn if "ExactResume" in str(one.message)]
+
+
+def test_gradients_that_were_being_accumulated_are_missed() -> None:
+    arguments: dict[str, Any] = {"max_epochs": 2, "accumulate_grad_batches": 3}
+    _fit(_points(), callbacks=[ExactResume(), _Saver(1)], **arguments)  # behind batch 3, and again behind batch 4
+    with pytest.warns(UserWarning, match="gradients were being accumulated, which no checkpoint holds"):
+        _fit(_points(), callbacks=[ExactResume()], ckpt_path="killed.ckpt", **arguments)
+
+
+class _Once(_Saver):
+    """Saves behind the step, as ModelCheckpoint does, not behind each batch that is accumulated after it."""
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        super().on_train_batch_end(trainer)
+        self.at = -1 if trainer.global_step == self.at else self.at
+
+
 class _Breaks(_Fit):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         if len(self.batches) == 7:
@@ -573,7 +618,7 @@ def test_configurations_name_signals_and_lists_of_them() -> None:
         config = parser.parse_object({"data": {"signal": signal, "size": [4, 5], "coordinate_range": [0, 1]}})
         data = parser.instantiate_classes(config).data
         assert data.hparams.signal == signal
-        assert (data.size, data.coordinate_range) == ((4, 5), (0.0, 1.0))
+        assert (data.recipe.size, data.coordinate_range) == ((4, 5), (0.0, 1.0))
 
 
 def test_the_command_line_takes_it(capsys: pytest.CaptureFixture[str]) -> None:
@@ -654,7 +699,12 @@ def test_two_ranks_draw_their_own_points_and_share_the_evaluation(points: int | 
         ({"size": (4, 5, 6)}, ValueError, r"`size` must be the shorter side or \(height, width\), got \(4, 5, 6\)"),
         ({"size": 1.5}, TypeError, "`size` must be an integer, got 1.5"),
         ({"length": 0}, ValueError, "`length` must be at least 1"),
-        ({"data_range": -1.0}, ValueError, "`data_range` must be positive and finite, got -1.0"),
+        ({"data_range": -1.0}, ValueError, "`data_range` must be positive, got -1.0"),
+        ({"data_range": "1"}, TypeError, "`data_range` must be a number, got '1'"),
+        ({"coordinate_range": None}, TypeError, r"`coordinate_range` must be \(low, high\), two numbers, got None"),
+        ({"frequency": 0.0}, ValueError, "`frequency` must be positive, got 0.0"),
+        ({"frequency": "23"}, TypeError, "`frequency` must be a number, got '23'"),
+        ({"train_fraction": "half"}, TypeError, "`train_fraction` must be a number, got 'half'"),
         ({"coordinate_range": (0, 256)}, ValueError, r"must lie in \[-1, 1\], got `coordinate_range`=\(0, 256\)"),
         ({"coordinate_range": (1, -1)}, ValueError, "low < high"),
         ({"split": "half"}, ValueError, "`split` must be one of all, every, random, got 'half'"),
@@ -664,7 +714,9 @@ def test_two_ranks_draw_their_own_points_and_share_the_evaluation(points: int | 
         ({"points_per_step": 0}, ValueError, "`points_per_step` must be at least 1, got 0"),
         ({"steps_per_epoch": 0}, ValueError, "`steps_per_epoch` must be at least 1, got 0"),
         ({"eval_points": 0}, ValueError, "`eval_points` must be at least 1, got 0"),
-        ({"seed": -1}, ValueError, "`seed` must be an integer of 0 or more, got -1"),
+        ({"seed": -1}, ValueError, "`seed` must be at least 0, got -1"),
+        ({"seed": True}, TypeError, "`seed` must be an integer, got True"),
+        ({"seed": 2**70}, ValueError, r"`seed` must be less than 2\*\*64"),
     ],
 )
 def test_refuses_arguments(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
@@ -679,7 +731,6 @@ def test_refuses_arguments(arguments: dict[str, Any], error: type[Exception], me
         ({"signal": "nowhere/x.png"}, FileNotFoundError, r"no file 'nowhere/x.png' \(working folder: "),
         ({"signal": "."}, FileNotFoundError, "`signal` must be one of tone, camera, .* no file '.'"),
         ({"frequency": 128.0}, ValueError, "`frequency` must lie between 0 and 128, half the `length` of 256 samples"),
-        ({"frequency": 0.0}, ValueError, "`frequency` must lie between"),
         ({"signal": "camera", "frequency": 3.0}, ValueError, "`frequency` is for signal='tone', got 3.0 for 'camera'"),
         ({"signal": "camera", "length": 3}, ValueError, "`length` is for sounds and tones, got 3 for 'camera'"),
         ({"signal": "camera", "grid_dims": 1}, ValueError, "`grid_dims`=1 does not fit 'camera', which has 2"),
@@ -712,6 +763,11 @@ def test_refuses_arguments(arguments: dict[str, Any], error: type[Exception], me
             {"split": "every", "stride": 256},
             ValueError,
             r"`stride` must be less than 256, .*\[256\].*two points, got 256",
+        ),
+        (
+            {"signal": np.zeros((2, 9)), "grid_dims": 2, "split": "every"},
+            ValueError,
+            r"split='every' needs at least 3 points along each axis, got a grid \[2, 9\]: 'random' holds out",
         ),
         ({"split": "random", "train_fraction": 1e-6}, ValueError, "of 256 points is 0; both parts need at least one"),
         (

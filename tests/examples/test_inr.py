@@ -12,10 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from pl_robust._signal import grid_coordinates
 from pl_robust.cli import run
 from pl_robust.models import SIREN, FourierFeatureNetwork, save_siren
-from pl_robust.ntk import empirical_ntk
 from tests.examples.test_quickstart import QUIET
 
 pytestmark = pytest.mark.lightning
@@ -64,19 +62,55 @@ def test_the_tone_and_its_alias(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("stem", "arguments", "message"),
     [
-        (["--frequency", "105"], "with stride 2, 256 samples show 105 as 23"),
-        (["--stride", "3"], "must divide the 256 samples, got 3"),
-        (["--stride", "1"], "23 has no alias below 128 with stride 1"),
+        ("inr_alias", ["--frequency", "105"], "with stride 2, 256 samples show 105 as 23: lower --frequency"),
+        ("inr_alias", ["--stride", "3"], "--stride must divide the 256 samples, got 3"),
+        ("inr_alias", ["--length", "0"], "--stride must divide the 0 samples, got 2"),
+        ("inr_alias", ["--stride", "1"], "23 has no alias below 128 with stride 1: raise --stride"),
+        ("inr_alias", ["--w0", "0"], "`w0` must be positive, got 0.0"),
+        ("inr_spectrum", ["--frequencies", "0.3"], "--frequencies must have periods that divide 64 pixels, got 0.3"),
+        ("inr_spectrum", ["--signal", "photo.png"], "there is no file 'photo.png'"),
+        ("inr_spectrum", ["--sigma", "0"], "`sigma` must be positive, got 0.0"),
+        ("inr_ntk", ["--size", "0"], "`image_size` must be at least 1, got 0"),
+        ("inr_ntk", ["--size", "4", "--meta", "none.npz"], "No such file or directory: 'none.npz'"),
+        ("inr_ntk", ["--size", "4", "--w0", "-1"], "`w0` must be positive, got -1.0"),
     ],
 )
-def test_a_tone_that_shows_nothing_is_refused(
-    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+def test_a_mistake_ends_with_one_line(
+    stem: str, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    if stem == "inr_ntk":
+        pytest.importorskip("skimage")
     with pytest.raises(SystemExit, match="2"):
-        script("inr_alias").main(["--folder", "runs", *arguments])
-    assert message in capsys.readouterr().err
+        script(stem).main(["--folder", "runs", *arguments])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{stem}: error: ")
+    assert message in line
+
+
+def test_without_scikit_image_the_line_names_the_extra(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "skimage", None)
+    with pytest.raises(SystemExit, match="2"):
+        script("inr_ntk").main(["--folder", "runs"])
+    assert capsys.readouterr().err == (
+        'inr_ntk: error: lfw_subset ships with scikit-image: `pip install "pl_robust[inr]"`\n'
+    )
+
+
+def test_an_interruption_ends_with_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(options: Any) -> None:
+        raise KeyboardInterrupt
+
+    module = script("inr_alias")
+    monkeypatch.setattr(module, "compare", interrupted)
+    with pytest.raises(SystemExit, match="130"):
+        module.main(["--folder", "runs"])
+    assert capsys.readouterr().err == "inr_alias: interrupted\n"
 
 
 @pytest.mark.slow  # ten seconds
@@ -136,12 +170,6 @@ def test_energy_of_faces(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert rows["SIREN-5"] < rows["SIREN-30"]
     assert len(list(tmp_path.glob("eigenfunctions_*.png"))) == 4
     assert (tmp_path / "energy.png").stat().st_size > 10_000
-
-
-def test_layer_by_layer_has_the_kernel_of_the_whole() -> None:
-    net = SIREN(hidden_features=16, num_layers=4, w0=20.0, hidden_w0=10.0).double().eval()
-    x = grid_coordinates((4, 4)).double()
-    torch.testing.assert_close(empirical_ntk(script("inr_ntk").layer_by_layer(net).eval(), x), empirical_ntk(net, x))
 
 
 @pytest.mark.slow  # half a minute

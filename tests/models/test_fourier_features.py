@@ -156,6 +156,8 @@ def test_refuses_coordinates() -> None:
         ({"frequencies": [[1.0], [2.0]]}, ValueError, r"a row for each, got shape \[2, 1\]"),
         ({"frequencies": torch.zeros(0, 2)}, ValueError, r"a row for each, got shape \[0, 2\]"),
         ({"frequencies": [[1.0, math.nan]]}, ValueError, "`frequencies` must be finite, got NaN or infinity"),
+        ({"frequencies": [[1j, 2.0]]}, TypeError, "`frequencies` must be real numbers, got torch.complex64"),
+        ({"frequencies": torch.ones(2, 2) > 0}, TypeError, "`frequencies` must be real numbers, got torch.bool"),
         ({"frequencies": [["a", "b"]]}, TypeError, "`frequencies` must be a tensor or lists of numbers, got"),
         ({"frequencies": [[1.0, 2.0], [3.0]]}, TypeError, "`frequencies` must be a tensor or lists of numbers, got"),
         ({"activation": "relu"}, TypeError, r"`activation` must be an nn.Module such as nn.GELU\(\), or None"),

@@ -134,6 +134,8 @@ def test_refuses_other_dimensions(x: Tensor) -> None:
 def test_refuses_pixels_as_coordinates() -> None:
     with pytest.raises(TypeError, match=r"coordinates must be floating point, in \[-1, 1\] or \[0, 1\], got torch.int"):
         SIREN(2, 1, 4)(torch.zeros(3, 2, dtype=torch.int64))
+    with pytest.raises(TypeError, match=r"coordinates must be a tensor \[..., 2\], got list"):
+        SIREN(2, 1, 4)([[0.0, 1.0]])
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,13 @@ from torchmetrics.image import PeakSignalNoiseRatio
 from pl_robust._lightning import MisconfigurationException
 from pl_robust._probe import probe
 from pl_robust._signal import grid_coordinates
+from pl_robust.callbacks import INRVisualizer
 from pl_robust.cli import main
 from pl_robust.datamodules import SignalDataModule
 from pl_robust.models import SIREN, FourierFeatureNetwork, MultiplicativeFilterNetwork
 from pl_robust.modules import INRFitting
 from pl_robust.modules._net_group import NetGroup
+from pl_robust.modules._signal_batch import split_signals
 from pl_robust.modules.inr_fitting import published_adam
 from tests._processes import run_ranks
 from tests.toys import assert_identical, quiet_trainer
@@ -175,6 +177,37 @@ class Tied(nn.Module):
         return out
 
 
+class Offsets(nn.Module):
+    """Its layer's product is the same for all networks, whose biases are their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.rand(2))
+
+    def reset_parameters(self) -> None:
+        nn.init.uniform_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ nn.functional.linear(torch.eye(2), torch.eye(2), self.bias)
+
+
+def test_networks_that_share_all_but_a_bias() -> None:
+    module, x = INRFitting(Offsets(), num_signals=3, signals_at_once=3), grid_coordinates((3, 3))
+    torch.testing.assert_close(module(x), torch.stack([module.net_of(index)(x) for index in range(3)]))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # torch's compiler
+def test_a_compiled_module_trains_as_it_does_itself() -> None:
+    def run(compiled: bool) -> INRFitting:
+        torch.manual_seed(0)
+        module = INRFitting(siren(), num_signals=3, optimizer=adam)
+        trained: Any = torch.compile(module, backend="eager") if compiled else module
+        quiet_trainer(max_epochs=1, callbacks=[INRVisualizer(2)] if compiled else []).fit(trained, data(pictures(3)))
+        return module
+
+    assert_close(run(True), run(False))
+
+
 @pytest.mark.parametrize("at_once", [1, 2, 3])
 def test_tied_frozen_and_unused_parameters(at_once: int) -> None:
     values = pictures(3)
@@ -190,12 +223,13 @@ def test_tied_frozen_and_unused_parameters(at_once: int) -> None:
 
 def test_passes_are_chosen_by_the_size_of_what_the_networks_keep() -> None:
     small = NetGroup(SIREN(hidden_features=32, num_layers=4), 16)
-    assert small.passes(torch.rand(32**2, 2)) == 2
+    assert small.passes(torch.rand(32**2, 2)) == 1
     assert small.passes(torch.rand(8**2, 2)) == 1
     # Before and behind each sine 32 float32, and the inputs of the first layer and the output's difference.
     kept = small._measure(torch.rand(100, 2))
     assert 6 * 32 * 4 <= kept <= 7 * 32 * 4
-    assert small.passes(torch.rand(64**2, 2)) == 16
+    assert small.passes(torch.rand(64**2, 2)) == 4
+    assert small.passes(torch.rand(128**2, 2)) == 16
     assert NetGroup(SIREN(hidden_features=64, num_layers=4), 16).passes(torch.rand(64**2, 2)) == 16
 
 
@@ -242,6 +276,39 @@ def test_two_validation_loaders_have_a_psnr_each() -> None:
         error = (module.reconstruct(points) - level).square().mean()
         logged = trainer.callback_metrics[f"val/psnr/dataloader_idx_{index}"]
         assert logged == pytest.approx(-10 * math.log10(error), abs=1e-4)
+
+
+def test_dataloaders_of_a_dict_give_their_names() -> None:
+    points = grid_coordinates((4, 4))
+    loaders: Any = {name: DataLoader(TensorDataset(points, points[:, :1]), batch_size=5) for name in ("low", "high")}
+    metrics = quiet_trainer().test(INRFitting(siren()), loaders, verbose=False)
+    assert {key for one in metrics for key in one} == {"test/psnr/low", "test/psnr/high"}
+
+
+def test_the_peak_of_the_psnr_is_the_datas() -> None:
+    tone = SignalDataModule("tone", steps_per_epoch=2)  # in [-1, 1]
+    torch.manual_seed(0)
+    module = INRFitting(SIREN(1, hidden_features=8))
+    visualizer = INRVisualizer(1)
+    trainer = quiet_trainer(max_epochs=1, callbacks=[visualizer])
+    trainer.fit(module, tone)
+    expected = PeakSignalNoiseRatio(data_range=2.0)(module.reconstruct(tone.signal.coordinates), tone.signal.samples)
+    for name in ("val/psnr", "inr/psnr"):
+        assert trainer.callback_metrics[name] == pytest.approx(expected.item(), abs=1e-4)
+    assert trainer.callback_metrics["train/psnr"] == pytest.approx(visualizer.history[-2]["psnr"], abs=1e-4)
+    points = [(tone.signal.coordinates, tone.signal.samples)]
+    (metrics,) = quiet_trainer().test(module, DataLoader(points, batch_size=None), verbose=False)  # type: ignore[arg-type]
+    assert metrics["test/psnr"] == pytest.approx(expected.item() - 20 * math.log10(2), abs=1e-4)
+    with pytest.raises(
+        MisconfigurationException, match=r"`data_range`=1 contradicts SignalDataModule, which has 2: give"
+    ):
+        quiet_trainer(max_epochs=1).fit(INRFitting(SIREN(1), data_range=1.0), tone)
+
+
+def test_predictions_of_bare_coordinates() -> None:
+    module, points = INRFitting(siren()), grid_coordinates((3, 3))
+    predictions: Any = quiet_trainer().predict(module, DataLoader(TensorDataset(points), batch_size=5))
+    torch.testing.assert_close(torch.cat(predictions), module.reconstruct(points))
 
 
 def test_reconstruct_takes_pieces_and_leaves_no_trace() -> None:
@@ -433,6 +500,10 @@ def fit_on_ranks(several: bool) -> tuple[dict[str, Tensor], dict[str, float], in
     trainer.fit(module, signal)
     batch = signal.batch(0)
     (metrics,) = trainer.test(module, signal, verbose=False)
+    if not several:  # an odd number of samples, of which the sampler repeats one
+        points: Any = TensorDataset(grid_coordinates((8, 8))[:63], values.reshape(-1, 1)[:63])
+        (mine,) = trainer.test(module, DataLoader(points, batch_size=20), verbose=False)
+        metrics = {**metrics, "unrepeated": mine["test/psnr"]}
     return {"x": batch[0], "y": batch[1], **module.state_dict()}, dict(metrics), trainer.global_step
 
 
@@ -456,6 +527,8 @@ def test_ranks_average_the_gradients_of_their_points(several: bool) -> None:
     values = pictures(3) if several else pictures(1)
     errors = (module.reconstruct(grid_coordinates((8, 8))).reshape(len(values), -1) - values.flatten(1)).square()
     assert metrics["test/psnr"] == pytest.approx((-10 * errors.mean(1).log10()).mean().item(), abs=1e-4)
+    if not several:
+        assert metrics["unrepeated"] == pytest.approx(-10 * errors[0, :63].mean().log10().item(), abs=1e-5)
 
 
 def diverge_on_ranks() -> str:
@@ -514,7 +587,8 @@ def test_bad_arguments(arguments: dict[str, Any], error: type[Exception], messag
         (4, 3, ((9, 2), (4, 9, 1)), ValueError, "gives 3 values at each point, the signal has 1: set .*`out_features`"),
         (1, 1, ((9, 2), (4, 9, 1)), ValueError, r"got shapes \[9, 2\] and \[4, 9, 1\]; for these set num_signals=4"),
         (3, 1, ((9, 2), (4, 9, 1)), ValueError, r"`num_signals`=3 signals, got shapes .* set num_signals=4"),
-        (3, 1, ((9, 2), (9, 1)), ValueError, r"`num_signals`=3 signals, got shapes \[9, 2\] and \[9, 1\]$"),
+        (3, 1, ((9, 2), (9, 1)), ValueError, r"`num_signals`=3 signals, got shapes .*; for these set num_signals=1$"),
+        (3, 1, ((9, 2), (1, 9, 1)), ValueError, r"`num_signals`=3 signals, got shapes \[9, 2\] and \[1, 9, 1\]$"),
         (1, 1, ((9, 2), (8, 1)), ValueError, r"got shapes \[9, 2\] and \[8, 1\]"),
         (1, 1, ((0, 2), (0, 1)), ValueError, "a batch must have points"),
         (1, 1, ((9, 2),), TypeError, r"must be \(coordinates .*, got \['Tensor'\]; SignalDataModule makes such"),
@@ -532,9 +606,24 @@ def test_batches_that_do_not_fit(
             quiet_trainer().validate(module, loader)
 
 
+@pytest.mark.parametrize(
+    ("scale", "dtype", "error", "message"),
+    [
+        (1, torch.uint8, TypeError, r"must be floating point, got torch.float32 and torch.uint8; .* uint8 ones / 255"),
+        (8, torch.float32, ValueError, r"coordinates must lie in \[-1, 1\], got -8 to 4: scale them\. A network's w0"),
+        (math.nan, torch.float32, ValueError, r"coordinates must lie in \[-1, 1\], got nan to nan"),
+    ],
+)
+def test_pixels_as_they_come_out_of_files(scale: float, dtype: torch.dtype, error: Any, message: str) -> None:
+    batch = (scale * grid_coordinates((4, 4)), torch.zeros(16, 1, dtype=dtype))
+    loader: Any = DataLoader([batch], batch_size=None)  # type: ignore[arg-type]
+    with pytest.raises(error, match=message):
+        quiet_trainer(max_epochs=1).fit(INRFitting(siren()), loader)
+
+
 def test_a_batch_of_another_kind() -> None:
     with pytest.raises(TypeError, match=r"must be \(coordinates \[N, d\], values \[N, c\]\), got Tensor"):
-        INRFitting(siren())._split(torch.zeros(3, 2))
+        split_signals(torch.zeros(3, 2), 1)
 
 
 def test_a_probe_leaves_the_modes_of_all_networks_as_they_were() -> None:

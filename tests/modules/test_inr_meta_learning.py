@@ -282,7 +282,7 @@ def test_dataloaders_of_a_dict_give_their_names_and_sizes() -> None:
     assert names == {
         f"test/{metric}/{name}" for metric in ("loss", "psnr", "psnr_0", "psnr_1") for name in ("large", "small")
     }
-    assert len(module._grids) == 2
+    assert len(module.tasks.grids) == 2
 
 
 @pytest.mark.parametrize("method", ["maml", "reptile"])
@@ -463,6 +463,24 @@ def test_batches_that_do_not_fit_are_refused(batch: Any, message: str) -> None:
     for method in ("maml", "reptile"):
         with pytest.raises((ValueError, TypeError, KeyError), match=message):
             INRMetaLearning(siren(), method=method).training_step(batch, 0)
+
+
+@pytest.mark.parametrize("method", ["maml", "reptile"])
+def test_a_loss_that_is_no_number_stops_with_its_step(method: Any) -> None:
+    x = images(12)
+    x[9, 0, 2, 3] = float("nan")  # in the batch of step 2
+    module = INRMetaLearning(
+        siren(),
+        method=method,
+        optimizer=sgd(0.5),
+        lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5),
+        lr_scheduler_interval="step",
+    )
+    trainer = quiet_trainer(max_epochs=3, log_every_n_steps=50)
+    wanted = r"NaN or infinite at step 2, at a learning rate of 0.125: .* lower `inner_lr` \(1e-2\).* NaN in the images"
+    with pytest.raises(ValueError, match=wanted):
+        trainer.fit(module, DataLoader(x, batch_size=4))  # type: ignore[arg-type]
+    assert trainer.global_step == 3  # at the epoch's end
 
 
 def test_one_pixel_and_no_steps() -> None:

@@ -201,7 +201,7 @@ def test_a_cache_needs_one_data_set_of_known_length() -> None:
 def test_what_was_written_in_part_counts_as_missing() -> None:
     alone, _ = fit(None)
     fit("cache")
-    for name, row in (("logits.npy", 5), ("checksums.npy", 7)):
+    for name, row in (("teacher_logits.npy", 5), ("teacher_checksums.npy", 7)):
         rows = np.load(f"cache/{name}", mmap_mode="r+")
         rows[row].flat[1] += 1
         rows.flush()
@@ -209,13 +209,15 @@ def test_what_was_written_in_part_counts_as_missing() -> None:
     assert 0 < asked <= 32  # one or two batches
     assert_identical(state, alone)
     assert fit("cache")[1] == 0
-    Path("cache/logits.npy").write_bytes(Path("cache/logits.npy").read_bytes()[:-7])
-    with pytest.raises(ValueError, match=r"`cache`='cache' is damaged: logits.npy must hold float32 \[48, 2, 3\]"):
+    Path("cache/teacher_logits.npy").write_bytes(Path("cache/teacher_logits.npy").read_bytes()[:-7])
+    with pytest.raises(
+        ValueError, match=r"`cache`='cache' is damaged: teacher_logits.npy must hold float32 \[48, 2, 3\]"
+    ):
         fit("cache")
-    Path("cache/cache.json").write_text("{")
-    with pytest.raises(ValueError, match=r"`cache`='cache' is damaged: delete cache.json there"):
+    Path("cache/teacher_cache.json").write_text("{")
+    with pytest.raises(ValueError, match=r"`cache`='cache' is damaged: delete teacher_cache.json there"):
         fit("cache")
-    Path("cache/cache.json").unlink()  # as after a kill before the last file was there
+    Path("cache/teacher_cache.json").unlink()  # as after a kill before the last file was there
     state, asked = fit("cache")
     assert asked == N
     assert_identical(state, alone)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
-from pl_robust.models import LeNet, preact_resnet18
+from pl_robust.models import SIREN, LeNet, preact_resnet18
 
 Entry = tuple[nn.Module, Tensor]
 N = 5
@@ -18,6 +18,7 @@ N = 5
 UNKNOWN = {
     "cross_attention": {"attention.in_proj_weight", "attention.in_proj_bias"},  # split for queries and keys
     "language_model": {"positions.weight"},  # looked up once for all samples
+    "multiples": {"gain"},  # of a whole matrix
     "scales_and_shifts": {"scalar", "shift"},  # among their uses, a sum of the two
     "shuffled": {"first.weight", "first.bias"},
     "two_orders": {"first.weight", "first.bias", "second.weight", "second.bias"},
@@ -123,11 +124,29 @@ def cross_attention() -> Entry:
 
 
 def siren() -> Entry:
-    def run(net: Any, x: Tensor) -> Tensor:
-        out: Tensor = net.last(torch.sin(30 * net.second(torch.sin(30 * net.first(x)))))
-        return out
+    return SIREN(2, 3, hidden_features=6, num_layers=4, w0=20.0, hidden_w0=10.0), images(2)
 
-    return Lambda(run, first=nn.Linear(2, 6), second=nn.Linear(6, 6), last=nn.Linear(6, 3)), images(2)
+
+def multiples() -> Entry:
+    """Parameters multiplied by numbers on their way: 0-dimensional tensors, learned ones, one after another."""
+
+    def run(net: Any, x: Tensor) -> Tensor:
+        out = F.conv2d(x, -2.0 * net.conv.weight, net.conv.bias * 3).tanh().flatten(1)
+        out = out @ (2 * (0.7 * net.weight).T) + 0.3 * net.shift
+        out = F.linear(out.tanh(), net.gain * net.weight.T, torch.tensor(0.5).double() * net.bias) + net.bias
+        scaled: Tensor = net.head(out.tanh()) * net.scalar
+        return scaled
+
+    return Lambda(
+        run,
+        conv=nn.Conv2d(2, 3, 3),
+        weight=parameter(5, 12),
+        shift=parameter(5),
+        gain=parameter(),
+        bias=parameter(12),
+        head=nn.Linear(12, 3),
+        scalar=parameter(),
+    ), images(2, 4, 4)
 
 
 def tied_mlp() -> Entry:
@@ -532,6 +551,7 @@ BUILDERS: dict[str, Callable[[], Entry]] = {
         transformer,
         cross_attention,
         siren,
+        multiples,
         tied_mlp,
         transposed_tie,
         convolutions,

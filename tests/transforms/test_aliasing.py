@@ -186,3 +186,13 @@ def test_spectra_that_do_not_belong_together() -> None:
         leaked_components(spectrum(torch.randn(32)), full)
     with pytest.raises(ValueError, match="`threshold` must be positive, got 0"):
         leaked_components(full, full, threshold=0)
+
+
+def test_what_has_diverged_has_not_kept_its_tone() -> None:
+    """NaN is above no threshold, and would have been nothing leaked."""
+    fine, diverged = spectrum(torch.rand(8)), spectrum(torch.full((16,), torch.nan))
+    with pytest.raises(ValueError, match="the amplitudes of `full` must be finite: the signal or the network has div"):
+        leaked_components(fine, diverged)
+    values: Any = torch.rand(8)
+    with pytest.raises(TypeError, match=r"`train` must be a Spectrum, as spectrum\(\) gives it, got Tensor"):
+        leaked_components(values, fine)

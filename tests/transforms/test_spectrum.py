@@ -129,7 +129,9 @@ def test_the_signal_may_need_gradients() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"values": torch.ones(4, dtype=torch.int64)}, TypeError, "must be real and floating point, got torch.int64"),
+        ({"values": torch.ones(4, dtype=torch.int64)}, TypeError, "a tensor, real and floating point, got torch.int64"),
+        ({"values": [1.0, 2.0]}, TypeError, "`values` must be a tensor, real and floating point, got list"),
+        ({"coordinate_range": (0, 1, 2)}, ValueError, r"finite \(low, high\) with low < high, got \(0, 1, 2\)"),
         ({"values": torch.ones(4, dtype=torch.complex64)}, TypeError, "and floating point, got torch.complex64"),
         ({"values": torch.ones(())}, ValueError, r"`dim` must name axes of values of shape \[\], got None"),
         ({"values": torch.ones(0)}, ValueError, r"must have points along each grid axis, got \[0\] with dim=\(0,\)"),
@@ -270,3 +272,17 @@ def test_on_a_gpu() -> None:
     torch.testing.assert_close(measured.at([[1.0, 2.0]]).cpu(), expected.at([[1.0, 2.0]]), rtol=0, atol=1e-5)
     support = [[0.0, 0.0], [1.0, 2.0]]
     torch.testing.assert_close(measured.energy_outside(support).cpu(), expected.energy_outside(support))
+
+
+def test_frequencies_beyond_whole_numbers_are_refused() -> None:
+    """As integers they would have come round to some other bin."""
+    measured = spectrum(torch.rand(8))
+    for look in (measured.at, measured.energy_outside):
+        with pytest.raises(ValueError, match=r"frequencies must be less than 2\*\*53 cycles in the domain, got 1e\+30"):
+            look([1e30])
+
+
+def test_a_network_without_values_is_refused() -> None:
+    net: Any = lambda x: None  # noqa: E731
+    with pytest.raises(TypeError, match=r"`net` must give a tensor of values \[N, c\], got NoneType"):
+        network_spectrum(net, (4,))
