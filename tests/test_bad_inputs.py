@@ -58,6 +58,7 @@ from pl_robust.modules import (
     INRMetaLearning,
     LinearizedTraining,
 )
+from pl_robust.modules._signal_batch import check_range
 from pl_robust.ntk import (
     empirical_ntk,
     linearize,
@@ -496,6 +497,10 @@ INR: dict[str, tuple[Callable[[], Any], str]] = {
         r"`inner_lr` must be positive and finite, got 0",
     ),
     "signals without number": (lambda: INRFitting(SIREN(), num_signals=0), r"`num_signals` must be at least 1, got 0"),
+    "coordinates in pixels": (
+        lambda: check_range(torch.arange(8.0)[:, None]),
+        r"coordinates must lie in \[-1, 1\], got 0 to 7: scale them",
+    ),
     "look without end": (lambda: INRVisualizer(every_n_steps=0), r"`every_n_steps` must be at least 1, got 0"),
     "signals of two shapes": (
         lambda: SignalDataModule(["camera", "astronaut"]).setup(),

@@ -36,7 +36,7 @@ class Pretrained(nn.Module):
     too. Nothing in the file is unpickled (``weights_only=True``).
 
     Args:
-        net: the network, built as it was trained; it gets the weights itself, no copy does.
+        net: the network, built as it was trained; a copy gets the weights, so that several files may be read for one.
         checkpoint: the file.
         prefix: what the names in the file begin with, ``"net."`` or ``""``; None looks for it.
 
@@ -50,8 +50,8 @@ class Pretrained(nn.Module):
     def __init__(self, net: nn.Module, checkpoint: str | os.PathLike[str], prefix: str | None = None) -> None:
         super().__init__()
         _check_net(net)
-        _load(net, Path(checkpoint), prefix)
-        self.net = net.requires_grad_(False)
+        self.net = copy.deepcopy(net).requires_grad_(False)
+        _load(self.net, Path(checkpoint), prefix)
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -64,8 +64,8 @@ class PretrainedEnsemble(nn.ModuleList):
     """A ``Pretrained`` network for each checkpoint of a folder, in the order of their names.
 
     Early-stopped teachers, each the best of its run by PGD accuracy, are files that ``ModelCheckpoint`` has written
-    with ``monitor="val/acc_pgd", mode="max"``. Its ``save_last=True`` adds a ``last.ckpt`` of the same run: a pattern
-    such as ``"epoch=*.ckpt"`` leaves it out.
+    with ``monitor="val/acc_pgd", mode="max"``. Its ``save_last=True`` adds a ``last.ckpt`` of the same run, no network
+    more: beside others it is refused, and a pattern such as ``"epoch=*.ckpt"`` leaves it out.
 
     Args:
         net: the network, built as they were trained; each member is a copy of it.
@@ -79,7 +79,7 @@ class PretrainedEnsemble(nn.ModuleList):
     Raises:
         TypeError: if ``net`` is no nn.Module.
         FileNotFoundError: if there is no such folder, or nothing in it fits the pattern.
-        ValueError: if a file is none of ``net``'s, see ``Pretrained``.
+        ValueError: if a file is none of ``net``'s, see ``Pretrained``; or if a ``last.ckpt`` is among others.
     """
 
     def __init__(
@@ -93,7 +93,14 @@ class PretrainedEnsemble(nn.ModuleList):
             there = sorted(path.name for path in Path(folder).iterdir())
             shown = ", ".join(there[:5]) + (", ..." if len(there) > 5 else "") if there else "nothing"
             raise FileNotFoundError(f"no file in {str(folder)!r} fits `pattern`={pattern!r}; it holds {shown}")
-        super().__init__(Pretrained(copy.deepcopy(net), path, prefix) for path in checkpoints)
+        last = [str(path) for path in checkpoints if re.fullmatch(r"last(-v\d+)?\.ckpt", path.name)]
+        if 0 < len(last) < len(checkpoints):
+            raise ValueError(
+                f"`pattern`={pattern!r} finds {last[0]!r} beside others: the last epoch of a run, of which the best "
+                "may be there, too, as ModelCheckpoint's save_last=True leaves it, and would have two votes; leave it "
+                "out by a pattern such as 'epoch=*.ckpt', or give a list of Pretrained"
+            )
+        super().__init__(Pretrained(net, path, prefix) for path in checkpoints)
         self.checkpoints = [str(path) for path in checkpoints]
         self.eval()
 

@@ -3,54 +3,22 @@
 from __future__ import annotations
 
 import json
-import math
 import os
-import re
 from collections.abc import Callable, Mapping
-from hashlib import sha256
-from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from pl_robust.modules._fingerprints import bit_checksum, fold
 
 _FORMAT = 1
 _LOGITS, _CHECKSUMS, _IDENTITY = "teacher_logits.npy", "teacher_checksums.npy", "teacher_cache.json"
 _LOOK_EVERY = 100  # batches, where a look waits for the device
 _ROWS = 8192
-# The constants of splitmix64 (Steele, Lea, Flood 2014), as signed integers.
-_SPREAD = (-0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15)
-
-
-def bit_checksum(x: Tensor) -> Tensor:
-    """Sum up hashes of the bits of each sample, of each 32 of them with their place: splitmix64, on every device alike.
-
-    Args:
-        x: floating point [B, ...].
-
-    Returns:
-        int64 [B]. A change of one value changes it; two unlike samples share it with a chance of about 2**-64.
-    """
-    flat = x.detach().reshape(len(x), math.prod(x.shape[1:])).contiguous()
-    words = flat.view(torch.int32 if flat.element_size() >= 4 else torch.int16).long()
-    words += torch.arange(1, words.shape[1] + 1, device=x.device) * _SPREAD[0]  # integers wrap around
-    for shift, factor in ((30, _SPREAD[1]), (27, _SPREAD[2])):
-        words ^= (words >> shift) & ((1 << (64 - shift)) - 1)  # without the sign, which the shift pulls in
-        words *= factor
-    return words.sum(1)
-
-
-def fingerprint(net: nn.Module) -> str:
-    """Sum up what a network is: its layers as they print, and all its parameters and buffers."""
-    net = getattr(net, "_orig_mod", net)
-    digest = sha256(re.sub(r"0x[0-9a-fA-F]+", "", repr(net)).encode())  # addresses are another in each process
-    for name, tensor in chain(net.named_parameters(), net.named_buffers()):
-        flat = tensor.detach().cpu().reshape(-1)
-        digest.update(f"{name} {flat.dtype} {list(tensor.shape)}".encode())
-        digest.update(flat.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+_UNLIKE = 0.05  # of the logits' size: more than another batch, device or half precision changes them
 
 
 def prepare_cache(folder: Path, identity: Mapping[str, Any]) -> None:
@@ -109,6 +77,7 @@ class TeacherCache:
 
     Raises:
         ValueError: if the files are damaged.
+        PermissionError: if they cannot be read, or are incomplete and cannot be written.
     """
 
     def __init__(self, folder: Path, device: torch.device) -> None:
@@ -118,6 +87,9 @@ class TeacherCache:
         self._has_stale = torch.zeros((), dtype=torch.bool, device=device)
         self._asked = 0
         self._load()
+        self._is_proven = not self._has_some  # only an earlier run's answers may be those of other teachers
+        if not self.is_complete:
+            self._map("r+")  # an error now, not when there is something to write
 
     def start_epoch(self) -> None:
         """Look closely at the next batch."""
@@ -130,6 +102,8 @@ class TeacherCache:
         hundredth, in which it is looked at whether inputs were other ones than those stored. Until then a sample whose
         input was another has NaN for its logits, never those of the other input.
 
+        The first batch of which an earlier run has stored answers is asked about again, and both are compared.
+
         Args:
             index: the samples' places in the data set, integers [B].
             ask: inputs -> logits [B, T, K].
@@ -140,7 +114,8 @@ class TeacherCache:
 
         Raises:
             TypeError: if ``index`` holds no integers.
-            ValueError: if inputs are not those stored, or an index is out of range or of another length.
+            ValueError: if inputs are not those stored, or an index is out of range or of another length; or if the
+                teachers answer otherwise than in the run that stored their answers.
         """
         if index.dtype not in (torch.int64, torch.int32):
             raise TypeError(f"`index_key` must say where a batch has integers, int64 [B], got {index.dtype}")
@@ -154,11 +129,15 @@ class TeacherCache:
         if x.device.type == "cpu" or not self.is_complete or self._asked % _LOOK_EVERY == 0:
             self.check()
         self._asked += 1
-        if self.is_complete or bool(known.all()):
-            return torch.where(stale[:, None, None], torch.nan, self._logits[row])
-        logits = ask(x)
-        self._new.append((row, given, logits))
-        return logits
+        is_stored = self.is_complete or bool(known.all())
+        if not (is_stored and self._is_proven):
+            logits = ask(x)
+            if not self._is_proven and bool(known.any()):
+                self._prove(logits[known], self._logits[row[known]])
+            if not is_stored:
+                self._new.append((row, given, logits))
+                return logits
+        return torch.where(stale[:, None, None], torch.nan, self._logits[row])
 
     @property
     def has_stale(self) -> bool:
@@ -178,6 +157,19 @@ class TeacherCache:
                 "inputs are augmented at random, so that no answer can be used again. Train without augmentation, name "
                 "another folder, or leave `cache` out"
             )
+
+    def _prove(self, now: Tensor, stored: Tensor) -> None:
+        """Compare answers [B, T, K]: their code or a plain attribute makes teachers others, which no checksum tells."""
+        now, stored = (logits - logits.mean(2, keepdim=True) for logits in (now, stored))
+        is_other = (now - stored).norm(dim=(0, 2)) > _UNLIKE * now.norm(dim=(0, 2))
+        if is_other.any():
+            who = is_other.nonzero().flatten().tolist()
+            raise ValueError(
+                f"`cache`={str(self.folder)!r} holds other answers than teacher {who} (counted from 0) gives "
+                "now, with the same weights and layers: its code or one of its attributes has "
+                "changed, or it answers at random or by the rest of the batch; delete the folder, or leave `cache` out"
+            )
+        self._is_proven = True
 
     def flush(self) -> None:
         """Write what is new into the files. Other processes may do so at the same time."""
@@ -205,7 +197,7 @@ class TeacherCache:
         files = {name: torch.from_numpy(file) for name, file in self._map("c").items()}  # private: written by nobody
         logits, checksums = files[_LOGITS], files[_CHECKSUMS]
         known = checksums[:, 1] == _row_checksum(logits, checksums[:, 0])
-        self.is_complete = bool(known.all())
+        self.is_complete, self._has_some = bool(known.all()), bool(known.any())
         self._known = known.to(self.device)
         self._inputs = checksums[:, 0].to(self.device)
         self._logits = logits.to(self.device)
@@ -217,6 +209,8 @@ class TeacherCache:
         for name, form, dtype in ((_LOGITS, shape, "float32"), (_CHECKSUMS, (shape[0], 2), "int64")):
             try:
                 file = np.load(self.folder / name, mmap_mode=mode, allow_pickle=False)
+            except PermissionError:
+                raise  # which is no damage
             except (OSError, ValueError, EOFError):
                 file = None
             if not isinstance(file, np.memmap) or file.shape != form or file.dtype != dtype:
@@ -241,7 +235,7 @@ def _make(path: Path, shape: tuple[int, ...], dtype: type) -> None:
 def _row_checksum(logits: Tensor, inputs: Tensor) -> Tensor:
     """Sum up a row of the files, [N]; never zero, which stands in rows that nobody has written."""
     rows = torch.cat([bit_checksum(part) for part in torch.split(logits, _ROWS)])  # at once: twice their memory
-    return (rows + inputs * _SPREAD[1]) | 1
+    return fold(rows, inputs) | 1
 
 
 def _short(fingerprints: Any) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Literal, TypeAlias, get_args
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parameter import is_lazy
 
 from pl_robust._number import parse_number
 
@@ -84,9 +85,9 @@ class Teachers:
         Raises:
             ValueError: saying what to do.
         """
-        own = {id(tensor) for tensor in chain(student.parameters(), student.buffers())}
+        own = _addresses(student)
         for index, net in enumerate(self.nets):
-            if any(id(tensor) in own for tensor in chain(net.parameters(), net.buffers())):
+            if not own.isdisjoint(_addresses(net)):
                 raise ValueError(
                     f"`teachers` must not share parameters or buffers with `net`, and teacher {index} "
                     f"({type(net).__name__}) does: give copy.deepcopy(net).eval()"
@@ -191,6 +192,12 @@ def _shares(weights: Sequence[float | str] | None, count: int) -> list[float]:
             "leave out a teacher that has no say"
         )
     return [number / math.fsum(numbers) for number in numbers]
+
+
+def _addresses(net: nn.Module) -> set[int]:
+    """Where the values are: ``load_state_dict(..., assign=True)`` makes other parameters of the same memory."""
+    tensors = chain(net.parameters(), net.buffers())
+    return {tensor.data_ptr() for tensor in tensors if not is_lazy(tensor)} - {0}  # 0: no memory, as of meta tensors
 
 
 def _in_precision(x: Tensor, net: nn.Module) -> Tensor:

@@ -16,7 +16,8 @@ from pl_robust.attacks import Attack
 from pl_robust.losses import AKD, Distillation
 from pl_robust.losses.distillation import Progress
 from pl_robust.modules._adversarial_classifier import AdversarialClassifier
-from pl_robust.modules._teacher_cache import TeacherCache, fingerprint, prepare_cache
+from pl_robust.modules._fingerprints import fingerprint
+from pl_robust.modules._teacher_cache import TeacherCache, prepare_cache
 from pl_robust.modules._teachers import Answers, Teachers
 from pl_robust.modules.adversarial_training import published_sgd
 
@@ -34,6 +35,11 @@ class AKDStudent(AdversarialClassifier):
     one, by their weighted mean, whatever their order. Under autocast they take part in it, but for the mean (float32);
     otherwise each works in the precision of its own parameters.
 
+    A checkpoint is of the student alone, and beside weights has the configuration of a run of ``pl-robust``, the names
+    of the teachers' files with it. Where these are missing, ``load_from_checkpoint`` takes any teacher, to evaluate the
+    student: ``(path, net=net, teachers=nn.Identity().eval(), teacher_weights=None, attack=attack)``; its network alone
+    reads ``Pretrained(net, path)``.
+
     Early-stopped teachers, as published, are those of the best epoch by PGD accuracy: train them by
     ``AdversarialTraining`` with ``ModelCheckpoint(monitor="val/acc_pgd", mode="max")``, which ``eval_attacks`` logs,
     and read the file by ``Pretrained``, or a folder of files by ``PretrainedEnsemble``. A weak adversarial training has
@@ -47,7 +53,8 @@ class AKDStudent(AdversarialClassifier):
     training is as without, bit for bit where an answer does not depend on the rest of the batch. It is filled as
     samples are met, written at the end of each epoch, and read into the device's memory, float32 [N, T, num_classes].
     What was killed is completed by the next run. It belongs to its teachers (a checksum of all their weights and
-    layers) and to the inputs' bits: other ones, as of another data set or of random augmentation, are an error. Batches
+    layers; and one batch of each run is asked about again and compared, which tells changes of their code) and to the
+    inputs' bits: other ones, as of another data set or of random augmentation, are an error. Batches
     then need the samples' places in the data set, which ``IndexedDataModule`` adds; all processes, on several nodes
     too, need to see the folder.
 
@@ -106,6 +113,8 @@ class AKDStudent(AdversarialClassifier):
         input_key: str | int = 0,
         label_key: str | int = 1,
     ) -> None:
+        if cache is not None and not isinstance(cache, str | os.PathLike):
+            raise TypeError(f"`cache` must be the path of a folder, or None, got {cache!r}")
         cache = None if cache is None else os.fspath(cache)  # a Path could not be read back from a checkpoint
         super().__init__(
             net,
@@ -192,7 +201,8 @@ class AKDStudent(AdversarialClassifier):
 
     def _open_cache(self, folder: Path) -> TeacherCache:
         loaders = flatten_loaders(self.trainer.train_dataloader)
-        samples = [len(loader.dataset) if hasattr(loader.dataset, "__len__") else None for loader in loaders]
+        datasets: list[Any] = [getattr(loader, "dataset", None) for loader in loaders]
+        samples = [len(dataset) if hasattr(dataset, "__len__") else None for dataset in datasets]
         if len(samples) != 1 or samples[0] is None:
             raise MisconfigurationException(
                 f"`cache` needs one training dataloader with a data set of known length, got lengths {samples}: leave "

@@ -111,6 +111,15 @@ def test_the_command_trains_teachers_and_an_ensemble_of_them_teaches_a_student(t
         assert vars(again.distillation)["teacher_weight"] == 0.9
         assert set(again.state_dict()) == {f"net.{name}" for name in again.net.state_dict()}
         sizes.append(written.stat().st_size)
+    (tmp_path / "teachers").rename(tmp_path / "gone")
+    with pytest.raises(ValueError, match=r"`checkpoint` must be a file, and there is none at"):
+        AKDStudent.load_from_checkpoint(written)
+    arguments: Any = {"net": SmallCNN(width=2), "teachers": nn.Identity().eval(), "attack": FGSM(0.1)}
+    arguments["teacher_weights"] = None
+    alone = AKDStudent.load_from_checkpoint(written, **arguments)
+    assert_identical(dict(alone.state_dict()), dict(again.state_dict()))
+    assert_same(Pretrained(SmallCNN(width=2), written), alone.net)
+    (tmp_path / "gone").rename(tmp_path / "teachers")
     assert max(sizes) < files[0].stat().st_size + 4000  # hyperparameters, which are the teachers' configuration
     module = AdversarialTraining.load_from_checkpoint(files[0])
     assert_same(Pretrained(SmallCNN(width=2), files[0]), module.net)
@@ -128,7 +137,31 @@ def test_an_ensemble_is_a_folder_in_order(tmp_path: Path) -> None:
         assert_same(member, nets[name])
     assert_identical(dict(given.state_dict()), dict(before))
     assert not ensemble.training
+    assert_same(PretrainedEnsemble(given, str(tmp_path), "l*.ckpt")[0], nets["last.ckpt"])
+    (tmp_path / "last.ckpt").rename(tmp_path / "lasting.ckpt")
     assert len(PretrainedEnsemble(given, str(tmp_path))) == 3
+
+
+@pytest.mark.parametrize("last", ["last.ckpt", "last-v1.ckpt", "run/last.ckpt"])
+def test_a_run_has_one_vote(last: str, tmp_path: Path) -> None:
+    """As ``save_last=True`` leaves a folder."""
+    (tmp_path / "run").mkdir()
+    for name in ("epoch=3-step=40.ckpt", last):
+        saved(small().state_dict(), tmp_path / name)
+    with pytest.raises(ValueError, match=rf"finds '.*{last}' beside others.* two votes; leave it out by a pattern"):
+        PretrainedEnsemble(small(), tmp_path, "**/*.ckpt")
+    assert len(PretrainedEnsemble(small(), tmp_path, "**/epoch=*.ckpt")) == 1
+
+
+def test_one_network_reads_several_files_and_stays_as_it_is(tmp_path: Path) -> None:
+    nets, given = [small(1), small(2)], small(9)
+    before = copy.deepcopy(given.state_dict())
+    both = [Pretrained(given, saved(net.state_dict(), tmp_path / f"{i}.pt")) for i, net in enumerate(nets)]
+    for one, net in zip(both, nets, strict=True):
+        assert_same(one, net)
+    assert_identical(dict(given.state_dict()), dict(before))
+    assert given.training
+    assert all(parameter.requires_grad for parameter in given.parameters())
 
 
 class Own:

@@ -330,6 +330,12 @@ def test_bad_arguments_are_refused() -> None:
     net = teacher()
     with pytest.raises(ValueError, match=r"must not share parameters or buffers with `net`.*copy.deepcopy\(net\).eval"):
         student(net=net, teachers=[teacher(), net])
+    sharing = teacher()
+    sharing.load_state_dict(net.state_dict(), assign=True)  # other parameters, in the same memory
+    with pytest.raises(ValueError, match=r"must not share parameters or buffers with `net`, and teacher 0"):
+        student(net=net, teachers=sharing)
+    with pytest.raises(TypeError, match=r"`cache` must be the path of a folder, or None, got 5"):
+        student(distillation=ARD(), cache=5)
     with pytest.raises(ValueError, match=r"`average` must be one of \('probabilities', 'logits'\), got 'mean'"):
         student(average="mean")
     for weights, wrong in (([1], "one number for each of 2"), ([1, 0], "above 0, of any sum"), ([1, -2], "above 0")):

@@ -76,4 +76,4 @@ def test_two_ranks_do_what_one_does() -> None:
     # One process goes on with what two have written.
     again = Counting(teacher()).eval()
     quiet_trainer(max_epochs=1).fit(student(again, distillation=ARD(), cache="cache"), DataLoader(Indexed(64), 16))
-    assert again.asked == 0
+    assert again.asked == 16  # one batch, to compare
