@@ -41,7 +41,7 @@ def look(module: nn.Module, x: Tensor, y: Tensor, *, check: bool) -> tuple[Tenso
     Raises:
         ValueError: if the network does not give logits, or labels are out of range.
     """
-    logits = module(x)
+    logits = module(x.clone())  # a first layer that works in place must not reach the batch
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(y):
         got = f"shape {list(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(f"the module must give logits [{len(y)}, classes], got {got}")

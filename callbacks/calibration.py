@@ -8,7 +8,14 @@ from typing import Any, Literal
 from pl_robust._batch import split_batch
 from pl_robust._dataloaders import count_real, flatten_loaders, loader_names
 from pl_robust._figure import publish_figure
-from pl_robust._lightning import Callback, LightningModule, Trainer, rank_zero_info, rank_zero_warn
+from pl_robust._lightning import (
+    Callback,
+    LightningModule,
+    MisconfigurationException,
+    Trainer,
+    rank_zero_info,
+    rank_zero_warn,
+)
 from pl_robust._number import check_count
 from pl_robust.attacks import Attack
 from pl_robust.callbacks._calibration_measure import CalibrationGauge
@@ -65,7 +72,7 @@ class CalibrationLogger(Callback):
         ValueError: at construction, for a value that is not allowed; at the first batch (that of the sanity check), for
             logits or labels that are not as they must be, or inputs that the attack refuses.
         TypeError: for an argument, logits or labels of another type.
-        MisconfigurationException: if the strategy splits parameters.
+        MisconfigurationException: if the strategy splits parameters, or another logger has the numbered suffix.
     """
 
     def __init__(
@@ -104,7 +111,7 @@ class CalibrationLogger(Callback):
         self._logged_as = suffix
         self._running_attack: Attack | None = None  # known when a stage starts
         self._has_warned = False  # of NaN, in this stage
-        self._checks = 0  # of this stage, to be reported
+        self._latest: list[dict[str, Any]] = []  # rows of this stage's last check, to be reported
         self._gauges: list[CalibrationGauge] = []  # one for each dataloader, of the evaluation under way
 
     @property
@@ -125,7 +132,7 @@ class CalibrationLogger(Callback):
         refuse_split_parameters(self, trainer)
         self._logged_as = _own_suffix(self, trainer)
         self._has_warned = False
-        self._checks = 0
+        self._latest = []
         own = getattr(pl_module, "attack", None)
         if self.attack != "module":
             self._running_attack = self.attack
@@ -219,6 +226,8 @@ class CalibrationLogger(Callback):
         if trainer.sanity_checking:
             return
         names = loader_names(trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders)
+        if gauges:
+            self._latest = []
         for index, gauge in enumerate(gauges):
             name = names[index]
             end = f"/{name}" if name is not None else f"/dataloader_idx_{index}" if len(names) > 1 else ""
@@ -240,6 +249,7 @@ class CalibrationLogger(Callback):
                 earlier = [one for one in self.history if one["stage"] == "fit" and one["end"] == end]
                 row["robust_gap"] = max(one["acc_adv"] for one in [*earlier, row]) - row["acc_adv"]
             self.history.append(row)
+            self._latest.append(row)
             shown = ("ece", "nll", "brier", "ece_adv", "nll_adv", "brier_adv", "robust_gap")
             for key in shown:
                 if key in row:
@@ -252,7 +262,6 @@ class CalibrationLogger(Callback):
                         sync_dist=True,
                         reduce_fx="max",  # all ranks have the same value, and the maximum is exact
                     )
-        self._checks += bool(gauges)
 
     def _warn(self, summaries: dict[str, CalibrationSummary], where: str) -> None:
         for ending, summary in summaries.items():
@@ -271,19 +280,18 @@ class CalibrationLogger(Callback):
         if not trainer.loggers or is_rehearsal:
             directory = None  # a run that logs nowhere leaves no file either
         stage = str(getattr(trainer.state.fn, "value", ""))
-        rows = [row for row in self.history if row["stage"] == stage]
-        if not rows or not self._checks:
-            if stage == "fit" and not rows and not is_rehearsal:
+        last, self._latest = self._latest, []
+        if not last:
+            if stage == "fit" and not is_rehearsal and all(row["stage"] != "fit" for row in self.history):
                 rank_zero_warn(
                     f"{type(self).__name__}(every_n_epochs={self.every_n_epochs}) has made no check: the run ended "
                     "before the first one was due, or has no validation"
                 )
             return
-        last = [row for row in rows if (row["epoch"], row["step"]) == (rows[-1]["epoch"], rows[-1]["step"])]
-        self._checks = 0
         if not trainer.is_global_zero:
             return
-        title = f"{split}, epoch {last[0]['epoch']}"
+        # Elsewhere the trainer's epoch is not that of the weights, which may be a checkpoint's.
+        title = f"{split}, epoch {last[0]['epoch']}" if stage == "fit" else split
         pl_module.print(summarize(last, f"calibration{self._logged_as}, {title}"))
         for row in last if trainer.loggers else []:
             figure = draw_reliability(row, f"{title}{row['end'].replace('/', ', ')}: {row['samples']} samples")
@@ -297,7 +305,13 @@ def _own_suffix(callback: CalibrationLogger, trainer: Trainer) -> str:
     others: list[Any] = trainer.callbacks  # type: ignore[attr-defined]  # the Trainer's connectors set it
     same = [one for one in others if isinstance(one, CalibrationLogger) and one.suffix == callback.suffix]
     number = same.index(callback) + 1
-    return callback.suffix if number == 1 else f"{callback.suffix}_{number}"
+    suffix = callback.suffix if number == 1 else f"{callback.suffix}_{number}"
+    if number > 1 and any(isinstance(one, CalibrationLogger) and one.suffix == suffix for one in others):
+        raise MisconfigurationException(
+            f"two CalibrationLoggers would log with {suffix!r} behind their names, one as number {number} of `suffix`="
+            f"{callback.suffix!r}: give it another `suffix`"
+        )
+    return suffix
 
 
 def _plain(summary: CalibrationSummary) -> dict[str, Any]:

@@ -82,9 +82,10 @@ class LearningDynamics(Callback):
         ValueError: at construction, for a value that is not allowed; at the first batch, for labels out of range,
             positions that are none, or answers that are no logits.
         TypeError: for an argument, labels or positions of another type.
-        MisconfigurationException: at the start of fit, if the strategy splits parameters, there are several training
-            dataloaders or one without a length of its data, the module has no attack that is to be taken, or the
-            checkpoint is of other data; at the first batch, if it holds no positions.
+        MisconfigurationException: at the start of fit, if the strategy splits parameters, another callback has the
+            numbered prefix, there are several training dataloaders or one without a length of its data, the module has
+            no attack that is to be taken, or the checkpoint is of other data; at the first batch, if it holds no
+            positions.
     """
 
     def __init__(
@@ -142,6 +143,12 @@ class LearningDynamics(Callback):
             return
         refuse_split_parameters(self, trainer)
         self._logged_as = own_prefix(self, self.prefix, trainer)
+        others: list[Any] = trainer.callbacks  # type: ignore[attr-defined]  # the Trainer's connectors set it
+        if self._logged_as != self.prefix and any(getattr(one, "prefix", "") == self._logged_as for one in others):
+            raise MisconfigurationException(
+                f"two callbacks would log under {self._logged_as}/, one as the next of `prefix`={self.prefix!r}: give "
+                f"this {type(self).__name__} another `prefix`"
+            )
         if self._is_adversarial:
             self._attack_of(pl_module)
 

@@ -27,17 +27,21 @@ COLUMNS = {
 }
 
 _EPILOG = """\
-The configuration trains AKDStudent, that of the teachers AdversarialTraining; both need `pgd` in `eval_attacks`. Each
-seed's teacher is the epoch of its best val/acc_pgd; it has a line of its own, early-stopped AT. The ensembles are the
-teachers of all the seeds. Weak adversarial training has half the eps: of the student in one variant, of its teacher in
-another; all are tested at the full eps. Students are tested as they are after their last epoch. Runs leave no
-checkpoint but the teachers', no log and no figure.
+The configuration trains AKDStudent with AKD, that of the teachers AdversarialTraining, with a network of its own; both
+need `pgd` in `eval_attacks`. Each seed N has a teacher, of seed 1000 + N, since of the same seed both would start from
+the same weights. Teachers are the epoch of their best val/acc_pgd; they have a line of their own, early-stopped AT. The
+ensembles are the teachers of all the seeds. Weak adversarial training has half the eps: of the student in one variant,
+of its teacher in another; all are validated and tested with `pgd` as it is configured. Students are tested as they are
+after their last epoch. Runs leave no checkpoint but the teachers', no log and no figure.
 
 Everything behind `--` goes to pl-robust:  akd_table.py --config ... --teacher ... -- --trainer.max_epochs 10
 
 FOLDER keeps the teachers and a JSON file for each finished run. The same command takes up interrupted runs, more seeds
 extend them but for the ensembles, which are then others; a changed configuration needs another folder.
 """
+
+
+_TEACHERS_FROM = 1000  # the first teacher's seed
 
 
 class Method(NamedTuple):
@@ -119,7 +123,8 @@ def compare(options: argparse.Namespace, extra: Sequence[str]) -> str:
     versions = {"pl_robust": __version__, "torch": torch.__version__}
     methods = {name: METHODS[name] for name in options.methods}
     eps = [1.0] + [0.5] * any(method.teachers == "weak" for method in methods.values())
-    teachers = [{"seed": seed, "eps": share} for share in eps for seed in options.seeds]
+    numbers = {seed: _TEACHERS_FROM + seed for seed in options.seeds}
+    teachers = [{"seed": number, "eps": share} for share in eps for number in numbers.values()]
     early = run_cells(
         partial(train_teacher, teacher, folder / "teachers"),
         teachers,
@@ -128,12 +133,14 @@ def compare(options: argparse.Namespace, extra: Sequence[str]) -> str:
         jobs=options.jobs,
         description="teachers",
     )
-    cells = []
-    for name in methods:
-        own = ",".join(map(str, options.seeds)) if methods[name].teachers == "all" else ""
-        cells += [{"method": name, "seed": seed, "ensemble": own} for seed in options.seeds]
+    every = ",".join(map(str, sorted(numbers.values())))
+    cells = [
+        {"method": name, "seed": seed, "teachers": every if method.teachers == "all" else str(numbers[seed])}
+        for name, method in methods.items()
+        for seed in options.seeds
+    ]
     results = run_cells(
-        partial(train_student, student, folder / "teachers"),
+        partial(train_student, student, teacher["model"]["init_args"]["net"], folder / "teachers"),
         cells,
         folder / "students",
         experiment={"config": student, "teacher": teacher, **versions},
@@ -147,30 +154,48 @@ def compare(options: argparse.Namespace, extra: Sequence[str]) -> str:
 
 
 def read_config(path: str, extra: Sequence[str], model: str) -> dict[str, Any]:
-    """Read a whole configuration, defaults included, with calibration on test data and the teachers left out.
+    """Read a whole configuration, defaults included, with calibration on test data and the eps of the attack a number.
 
     Raises:
-        ValueError: if pl-robust refuses the configuration, or it is none of ``model`` with the attack ``pgd``.
+        ValueError: if pl-robust refuses the configuration, it is none of ``model`` with the attack ``pgd``, or does not
+            say what the methods change.
     """
-    import yaml
-
     from pl_robust import _config_run
+    from pl_robust._number import parse_number
 
     for argument in extra:
         if argument.startswith("--seed_everything"):
             raise ValueError(f"the seeds are set by --seeds: leave out {argument}")
-    given = yaml.safe_load(Path(path).read_text("utf-8"))
-    named = str(given.get("model", {}).get("class_path", "")).rpartition(".")[2]
+    try:
+        config = _config_run.read_config(path, extra)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None  # there are two files
+    named = (config["model"] or {"class_path": "none"})["class_path"].rpartition(".")[2]
     if named != model:
-        raise ValueError(f"{path}: `model` must be {model}, got {named or 'none'}")
-    config = _config_run.read_config(path, extra)
+        raise ValueError(f"{path}: `model` must be {model}, got {named}")
     arguments = config["model"]["init_args"]
-    if "pgd" not in (arguments["eval_attacks"] or {"pgd": None}):
-        raise ValueError(f"{path}: `eval_attacks` must have an attack named pgd, got {list(arguments['eval_attacks'])}")
+    evaluated = arguments["eval_attacks"] or {}
+    if "pgd" not in evaluated:
+        raise ValueError(
+            f"{path}: `eval_attacks` must have an attack named pgd, with which all methods are tested, "
+            f"got {list(evaluated) or 'none'}"
+        )
+    attack = arguments["attack"].get("init_args", {})
+    if "eps" not in attack:
+        raise ValueError(f"{path}: `attack` must have an eps, which weak training halves, got {arguments['attack']}")
+    attack["eps"] = parse_number(attack["eps"], "eps")
+    objective = arguments.get("distillation") or {"class_path": "AKD"}
+    if objective["class_path"].rpartition(".")[2] != "AKD":
+        raise ValueError(
+            f"{path}: `distillation` must be AKD, whose place the other methods take, got {objective['class_path']}"
+        )
+    epochs = config["trainer"]["max_epochs"]
+    if epochs is None or epochs < 1:
+        raise ValueError(f"{path}: `trainer.max_epochs` must be at least 1, got {epochs}: IAD starts at a share of it")
     callbacks = config["trainer"]["callbacks"]
     looks_on = {"class_path": "pl_robust.callbacks.CalibrationLogger"}
     # At the attack of the evaluation, whatever a student is trained with.
-    looks_on["init_args"] = {"attack": (arguments["eval_attacks"] or {}).get("pgd", "module"), "every_n_epochs": 10**9}
+    looks_on["init_args"] = {"attack": evaluated["pgd"], "every_n_epochs": 10**9}
     ours = ("CalibrationLogger", "LearningDynamics")
     config["trainer"]["callbacks"] = [one for one in callbacks if not one["class_path"].endswith(ours)] + [looks_on]
     config["seed_everything"] = "set by each run"
@@ -196,13 +221,14 @@ def train_teacher(config: Mapping[str, Any], folder: Path, cell: Mapping[str, An
     return row(fit_and_test(filled, ckpt_path="best")[1])
 
 
-def train_student(config: Mapping[str, Any], folder: Path, cell: Mapping[str, Any]) -> dict[str, float]:
+def train_student(config: Mapping[str, Any], net: Any, folder: Path, cell: Mapping[str, Any]) -> dict[str, float]:
     """Train a student and test it.
 
     Args:
         config: what ``read_config`` returned.
+        net: the teachers' network, as their configuration has it.
         folder: where the teachers' checkpoints are.
-        cell: the method, the seed, and the seeds of an ensemble.
+        cell: the method, the seed, and its teachers' seeds.
     """
     from pl_robust._config_run import fit_and_test
 
@@ -210,13 +236,12 @@ def train_student(config: Mapping[str, Any], folder: Path, cell: Mapping[str, An
     filled = fill(config, cell["seed"], method.eps)
     arguments = filled["model"]["init_args"]
     share = 0.5 if method.teachers == "weak" else 1.0
-    seeds = cell["ensemble"].split(",") if method.teachers == "all" else [cell["seed"]]
     arguments["teachers"] = [
         {
             "class_path": "pl_robust.models.Pretrained",
-            "init_args": {"net": arguments["net"], "checkpoint": str(checkpoint(folder, seed, share))},
+            "init_args": {"net": net, "checkpoint": str(checkpoint(folder, seed, share))},
         }
-        for seed in seeds
+        for seed in cell["teachers"].split(",")
     ]
     if method.distillation is None:
         arguments["distillation"] = {"class_path": "pl_robust.losses.AKD", "init_args": {"teacher_weight": 0.0}}

@@ -153,11 +153,11 @@ def test_an_observer_leaves_every_bit_alone(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(set(public("callbacks")) - ALONE))
 def test_two_of_a_kind_live_side_by_side(name: str) -> None:
     first = RUNS[name]["trainer"]["callbacks"][0]
-    other = build(name).trainer.callbacks  # a fresh one
+    other = build(name).trainer.callbacks  # a fresh one  # type: ignore[attr-defined]
     mine = next(callback for callback in other if type(callback).__name__ == name)
     assert first["class_path"] == name
     parts = fit(name, mine)
-    kinds = [callback for callback in parts.trainer.callbacks if type(callback).__name__ == name]
+    kinds = [callback for callback in parts.trainer.callbacks if type(callback).__name__ == name]  # type: ignore[attr-defined]
     assert len(kinds) == 2
     assert_identical(kinds[0].state_dict(), kinds[1].state_dict())
 
@@ -185,7 +185,9 @@ def last_state(parts: Parts) -> dict[str, Any]:
     """Where a run ended, to the bit."""
     state = training_state(parts.trainer, parts.module)
     state["callbacks"] = {
-        callback.state_key: callback.state_dict() for callback in parts.trainer.callbacks if callback.state_dict()
+        callback.state_key: callback.state_dict()
+        for callback in parts.trainer.callbacks
+        if callback.state_dict()  # type: ignore[attr-defined]
     }
     return state
 

@@ -345,7 +345,11 @@ def test_figures_and_tables_find_their_place(tmp_path: Path, capsys: pytest.Capt
     said = capsys.readouterr().out
     assert said.count("calibration, val, epoch 1") == 1
     assert [word in said for word in ("clean", "adversarial", "robust gap", "calibration_2, val")] == [True] * 4
-    trainer.test(module, {"some": loader(40)}, verbose=False)
+    for count in (30, 40):
+        trainer.test(module, {"some": loader(count)}, verbose=False)
+        lines = capsys.readouterr().out.splitlines()
+        assert sum(line.startswith("clean/some") for line in lines) == 2  # each logger shows its last check alone
+        assert any(line.startswith("calibration, test ") for line in lines)
     files = {path.name for path in Path(trainer.log_dir or "").iterdir()}
     names = {f"{name}.png" for end in ("", "_2") for name in (f"val_reliability{end}", f"test_reliability{end}_some")}
     assert names <= files
@@ -452,6 +456,14 @@ def test_strategies_that_split_parameters_are_refused() -> None:
     trainer._accelerator_connector.strategy = FSDPStrategy()
     with pytest.raises(MisconfigurationException, match="needs whole parameters on every rank, FSDPStrategy splits"):
         CalibrationLogger().setup(trainer, PlainModule(), "test")
+
+
+def test_a_suffix_that_the_second_of_another_has_is_refused() -> None:
+    trainer = quiet_trainer(callbacks=[CalibrationLogger(), CalibrationLogger(None), CalibrationLogger(suffix="_2")])
+    with pytest.raises(
+        MisconfigurationException, match="log with '_2' behind their names, one as number 2 of `suffix`"
+    ):
+        trainer.validate(PlainModule(), loader(16), verbose=False)
 
 
 @pytest.mark.parametrize(

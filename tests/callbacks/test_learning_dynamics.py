@@ -294,16 +294,32 @@ def test_it_looks_at_the_weights_and_the_inputs_of_the_step_in_eval_mode(tmp_pat
     }
 
 
-@pytest.mark.parametrize("arguments", [{}, {"accumulate_grad_batches": 2}, {"precision": "bf16-mixed"}])
-def test_training_is_bit_identical_with_and_without_it(arguments: dict[str, Any]) -> None:
+class InPlace(PlainModule):
+    """Its first layer writes into the batch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.mul_(0.5))
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments"),
+    [
+        (PlainModule, {}),
+        (PlainModule, {"accumulate_grad_batches": 2}),
+        (PlainModule, {"precision": "bf16-mixed"}),
+        (InPlace, {}),
+    ],
+)
+def test_training_is_bit_identical_with_and_without_it(kind: type[PlainModule], arguments: dict[str, Any]) -> None:
     def train(*callbacks: Callback) -> dict[str, Any]:
         torch.manual_seed(0)
-        module = PlainModule()
+        module = kind()
         trainer = quiet_trainer(max_epochs=2, callbacks=callbacks, **arguments)
         trainer.fit(module, datamodule=IndexedDataModule(Data(loader(70, shuffle=True), loader(40, seed=1))))
         return training_state(trainer, module)
 
-    two = [LearningDynamics(PGD(0.1, steps=2, random_start=True)), LearningDynamics(every_n_epochs=2)]
+    attack = None if kind is InPlace else PGD(0.1, steps=2, random_start=True)  # autograd bears no such layer
+    two = [LearningDynamics(attack), LearningDynamics(every_n_epochs=2)]
     assert_identical(train(*two), train())
     assert [len(dynamics.history) for dynamics in two] == [2, 1]
 
@@ -522,6 +538,17 @@ def test_refuses_data_without_positions() -> None:
         fit(LearningDynamics(), {"a": loader(16), "b": loader(16)})
     with pytest.raises(MisconfigurationException, match="of a data set of known length, and Batches has none"):
         fit(LearningDynamics(), Batches(), indexed=False)
+
+
+def test_refuses_a_name_that_the_second_of_another_has(tmp_path: Path) -> None:
+    three = [LearningDynamics(), LearningDynamics(FGSM(0.1)), LearningDynamics(prefix="dynamics_2")]
+    trainer = quiet_trainer(
+        max_epochs=1, callbacks=three, logger=csv_logger(tmp_path)
+    )  # both would write dynamics_2.npz
+    with pytest.raises(
+        MisconfigurationException, match="log under dynamics_2/, one as the next of `prefix`='dynamics'"
+    ):
+        trainer.fit(PlainModule(), IndexedDataModule(Data(loader(16))))
 
 
 def test_refuses_what_is_no_classification() -> None:

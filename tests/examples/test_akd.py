@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from pl_robust.cli import run
 from pl_robust.losses import AKD, RSLAD
@@ -44,7 +45,7 @@ def results(folder: Path) -> dict[str, dict[str, float]]:
 
 def test_the_chain_of_teachers_and_student(tmp_path: Path) -> None:
     """As the files' heads have it, but for the length."""
-    for seed in (0, 1):
+    for seed in (1, 2):
         arguments = ["--config", str(EXAMPLES / "akd_teacher.yaml"), f"--seed_everything={seed}"]
         run(["fit", *arguments, *QUIET, SAVING, *SHORT, *QUICK])
     files = sorted(Path("runs/akd_teachers").iterdir())
@@ -62,21 +63,24 @@ def test_the_chain_of_teachers_and_student(tmp_path: Path) -> None:
 def test_the_table_trains_teachers_and_students_and_takes_up_where_it_stopped(
     script: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["--folder", "akd", "--seeds", "0", "1", "--methods", "AT, weak", "AKD, ensemble", "AKD, weak teacher"]
-    script.main([*arguments, "--", *SHORT, *QUICK])
+    teacher = yaml.safe_load((EXAMPLES / "akd_teacher.yaml").read_text())
+    teacher["model"]["init_args"]["net"]["init_args"]["width"] = 8  # not the students'
+    Path("narrow.yaml").write_text(yaml.safe_dump(teacher))
+    methods = ["--methods", "AKD, ensemble", "AKD, weak teacher"]
+    arguments = ["--folder", "akd", "--teacher", "narrow.yaml", *methods]
+    extra = ["--", *SHORT, *QUICK, "--trainer.limit_test_batches=1"]
+    script.main([*arguments, "--seeds", "0", *extra])
+    assert len(results(Path("akd/students"))) == 2
+    assert "±" not in capsys.readouterr().out
+    script.main([*arguments, "--seeds", "1", "0", *extra])
     table = [line for line in capsys.readouterr().out.splitlines() if "±" in line]
-    assert [line.split("  ")[0] for line in table] == [
-        "AT, early-stopped (the teachers)",
-        "AT, weak",
-        "AKD, ensemble",
-        "AKD, weak teacher",
-    ]
+    assert [line.split("  ")[0] for line in table] == ["AT, early-stopped (the teachers)", *methods[1:]]
     assert len(list(Path("akd/teachers").glob("*.ckpt"))) == 4
     before = results(Path("akd/students"))
-    assert len(before) == 6
-    removed = sorted(Path("akd/students").glob("*.json"))[0]
+    assert len(before) == 2 + 3  # an ensemble of two teachers is another than one of one
+    removed = sorted(Path("akd/students").glob("*.json"))[-1]
     removed.unlink()
-    script.main([*arguments, "--", *SHORT, *QUICK])
+    script.main([*arguments, "--seeds", "0", "1", *extra])  # the same teachers, in another order
     assert results(Path("akd/students")) == before  # the same bits
 
 
@@ -90,17 +94,20 @@ def test_each_method_trains_as_it_is_called(script: Any, monkeypatch: pytest.Mon
         return None, dict.fromkeys(script.COLUMNS.values(), 0.0)
 
     config = script.read_config(str(EXAMPLES / "akd_digits.yaml"), [], "AKDStudent")
+    wide = {"class_path": "SmallCNN", "init_args": {"width": 32}}
     monkeypatch.setattr(_config_run, "fit_and_test", note)
     for name in script.METHODS:
-        script.train_student(config, Path("teachers"), {"method": name, "seed": 2, "ensemble": "0,1,2"})
+        teachers = "1000,1001,1002" if "ensemble" in name else "1002"
+        script.train_student(config, wide, Path("teachers"), {"method": name, "seed": 2, "teachers": teachers})
     by_name = dict(zip(script.METHODS, (one["model"]["init_args"] for one in seen), strict=True))
+    assert all(teacher["init_args"]["net"] == wide for one in by_name.values() for teacher in one["teachers"])
     files = {
         name: [Path(teacher["init_args"]["checkpoint"]).stem for teacher in one["teachers"]]
         for name, one in by_name.items()
     }
-    assert files["AKD, ensemble"] == ["seed-0-eps-1.0", "seed-1-eps-1.0", "seed-2-eps-1.0"]
-    assert files["AKD, weak teacher"] == ["seed-2-eps-0.5"]
-    assert files["ARD"] == files["AKD"] == ["seed-2-eps-1.0"]
+    assert files["AKD, ensemble"] == ["seed-1000-eps-1.0", "seed-1001-eps-1.0", "seed-1002-eps-1.0"]
+    assert files["AKD, weak teacher"] == ["seed-1002-eps-0.5"]
+    assert files["ARD"] == files["AKD"] == ["seed-1002-eps-1.0"]
     assert {name: one["attack"]["init_args"]["eps"] for name, one in by_name.items() if "weak" in name} == {
         "AT, weak": 0.125,
         "AKD, weak": 0.125,
@@ -113,14 +120,56 @@ def test_each_method_trains_as_it_is_called(script: Any, monkeypatch: pytest.Mon
     assert (kinds["ARD"], kinds["RSLAD"], kinds["IAD"]) == ("ARD", "RSLAD", "IAD")
 
 
+def test_a_weak_teacher_is_validated_and_tested_at_the_full_eps(
+    script: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from pl_robust import _config_run
+
+    seen: list[dict[str, Any]] = []
+
+    def note(config: dict[str, Any], ckpt_path: str | None = None) -> tuple[None, dict[str, float]]:
+        assert ckpt_path == "best"
+        seen.append(config)
+        return None, dict.fromkeys(script.COLUMNS.values(), 0.0)
+
+    config = script.read_config(str(EXAMPLES / "cifar10_akd_teacher.yaml"), [], "AdversarialTraining")
+    monkeypatch.setattr(_config_run, "fit_and_test", note)
+    script.train_teacher(config, tmp_path, {"seed": 3, "eps": 0.5})
+    arguments, callbacks = seen[0]["model"]["init_args"], seen[0]["trainer"]["callbacks"]
+    assert arguments["attack"]["init_args"]["eps"] == pytest.approx(4 / 255)  # a fraction in the file
+    (calibration,) = (one for one in callbacks if one["class_path"].endswith("CalibrationLogger"))
+    for attack in (arguments["eval_attacks"]["pgd"], calibration["init_args"]["attack"]):
+        assert (attack["init_args"]["eps"], attack["init_args"]["steps"]) == ("8/255", 20)
+    (saving,) = (one["init_args"] for one in callbacks if one["class_path"] == "ModelCheckpoint")
+    assert (saving["monitor"], saving["mode"], saving["filename"]) == ("val/acc_pgd", "max", "seed-3-eps-0.5")
+
+
+def changed(name: str, key: str, value: Any) -> list[str]:
+    """A configuration of the students in which an argument of the model is another."""
+    config = yaml.safe_load((EXAMPLES / "akd_digits.yaml").read_text())
+    config["model"]["init_args"][key] = value
+    Path(name).write_text(yaml.safe_dump(config))
+    return ["--config", name]
+
+
 def test_mistakes_end_with_one_line(script: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, text in (("empty", ""), ("broken", "a: ["), ("bare", "trainer: {max_epochs: 1}"), ("list", "- 1")):
+        Path(f"{name}.yaml").write_text(text)
     wrong = ["--config", str(EXAMPLES / "akd_teacher.yaml")]
     for arguments, message in (
         (wrong, "`model` must be AKDStudent, got AdversarialTraining"),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["--config", "empty.yaml"], "empty.yaml: Unexpected config"),
+        (["--config", "broken.yaml"], "broken.yaml: Problems parsing config"),
+        (["--config", "bare.yaml"], "bare.yaml: `model` must be AKDStudent, got none"),
+        (["--config", "list.yaml"], "list.yaml: Unexpected config"),
+        (changed("untested.yaml", "eval_attacks", None), "`eval_attacks` must have an attack named pgd"),
+        (changed("ard.yaml", "distillation", {"class_path": "ARD"}), "`distillation` must be AKD"),
+        (["--", "--trainer.max_epochs=-1"], "`trainer.max_epochs` must be at least 1"),
         (["--", "--seed_everything=1"], "the seeds are set by --seeds"),
     ):
         with pytest.raises(SystemExit) as ended:
             script.main(["--folder", "akd", *arguments])
         assert ended.value.code == 2
-        assert message in capsys.readouterr().err.splitlines()[-1]
+        (line,) = capsys.readouterr().err.splitlines()
+        assert message in line

@@ -78,6 +78,26 @@ def test_every_recipe_runs(stem: str, images: str) -> None:
     assert names == (["clean", "injected", "carrier_only", "shuffled_carrier"] if others else ["acc_pgd"])
 
 
+# What the baselines are published with: epochs, when the learning rate drops, and batch-norm while the attack runs.
+BASELINES = {
+    "cifar10_ard": (200, [100, 150], "train"),
+    "cifar10_rslad": (300, [215, 260, 285], "eval"),
+    "cifar10_iad": (200, [100, 150], "train"),
+}
+
+
+@pytest.mark.parametrize("stem", BASELINES)
+def test_students_have_the_published_hyperparameters(stem: str) -> None:
+    config = yaml.safe_load((EXAMPLES / f"{stem}.yaml").read_text())
+    arguments = config["model"]["init_args"]
+    assert arguments["distillation"] == {"class_path": stem.removeprefix("cifar10_").upper()}  # its defaults
+    attack = {"batch_norm": "train", **arguments["attack"]["init_args"]}
+    milestones = arguments["lr_scheduler"]["init_args"]["milestones"]
+    assert (config["trainer"]["max_epochs"], milestones, attack.pop("batch_norm")) == BASELINES[stem]
+    assert attack == {"eps": "8/255", "step_size": "2/255", "steps": 10}
+    assert arguments["optimizer"]["init_args"] == {"lr": 0.1, "momentum": 0.9, "weight_decay": 2e-4}
+
+
 def test_eps_and_beta_are_arguments(images: str) -> None:
     arguments = ["--model.attack.eps=6/255", "--model.eval_attacks.pgd.eps=6/255", "--data.beta=4/255"]
     cli: Any = run(["fit", *small("cifar10_fgsm", images), *arguments, "--trainer.fast_dev_run=1"])
