@@ -57,8 +57,10 @@ def clean_graph(data: Any, directed: Directed, largest_component: bool) -> Data:
         )
     if single and directed == "symmetrize":
         edges, weight = _pair(to_undirected(edges, weight, len(x), reduce="max"))
-    masks = {name: data[name].detach().cpu() for name in _MASKS if data.get(name) is not None}
-    cleaned = Data(x=x, edge_index=edges, y=y, **masks)
+    cleaned = Data(x=x.clone(), edge_index=edges, y=y.clone())  # the caller may change the tensors later
+    for name in _MASKS:
+        if (mask := data.get(name)) is not None:
+            cleaned[name] = mask.detach().cpu().clone() if isinstance(mask, Tensor) else mask
     if weight is not None:
         cleaned.edge_weight = weight
     if largest_component:
@@ -140,6 +142,9 @@ def _weights(data: Any, edges: Tensor) -> Tensor | None:
     if weight is None:
         return None
     count = edges.shape[1]
+    if not isinstance(weight, Tensor) or weight.is_complex():
+        got = weight.dtype if isinstance(weight, Tensor) else type(weight).__name__
+        raise TypeError(f"`{name}` must be a tensor of real numbers, a weight for each edge, got {got}")
     if weight.shape not in ((count,), (count, 1)):
         raise ValueError(
             f"`{name}` must be [{count}], a weight for each edge, got {list(weight.shape)}: set `edge_weight`, or "

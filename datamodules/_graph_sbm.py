@@ -8,15 +8,33 @@ classes, and with communities that share a class.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from pl_robust._number import check_count, check_finite
 from pl_robust.datamodules._graph_seed import seeded
 
 if TYPE_CHECKING:
     from torch_geometric.data import Data
+
+
+def check_recipe(recipe: dict[str, Any]) -> None:
+    """Refuse arguments of ``contextual_sbm``, which for users of ``GraphDataModule`` begin with ``sbm_``.
+
+    Raises:
+        TypeError: if one is no number, or no integer.
+        ValueError: if one is out of range.
+    """
+    for key, value in recipe.items():
+        name = f"sbm_{key}"
+        if key in ("nodes", "classes", "features", "seed"):
+            check_count(value, name, least={"classes": 2, "seed": 0}.get(key, 1))
+        elif check_finite(value, name) < 0:
+            raise ValueError(f"`{name}` must be 0 or more, got {value!r}")
+        elif key in ("homophily", "nonlinearity") and value > 1:
+            raise ValueError(f"`{name}` must be in [0, 1], got {value!r}")
 
 
 def contextual_sbm(
@@ -64,7 +82,8 @@ def contextual_sbm(
     from torch_geometric.data import Data  # takes seconds, which no other datamodule should wait for
 
     communities = 2 * classes
-    _check(nodes, classes, degree, homophily, signal, nonlinearity)
+    if nodes < 2 * communities:
+        raise ValueError(f"`sbm_nodes` must be at least {2 * communities}, two for each community, got {nodes}")
     community = torch.arange(nodes) % communities
     community = community[torch.randperm(nodes, generator=seeded(seed, "communities"))]
     own = nodes / communities
@@ -72,8 +91,8 @@ def contextual_sbm(
     if max(within, between) > 1:
         place = "within a community" if within > 1 else "between communities"
         raise ValueError(
-            f"`degree`={degree:g} and `homophily`={homophily:g} ask for more edges {place} than there are pairs of its "
-            f"{nodes} nodes in {communities} communities: lower `degree`, or raise `nodes`"
+            f"`sbm_degree`={degree:g} and `sbm_homophily`={homophily:g} ask for more edges {place} than there are "
+            f"pairs of its {nodes} nodes in {communities} communities: lower `sbm_degree`, or raise `sbm_nodes`"
         )
     edges = _edges(community, within, between, seeded(seed, "edges"))
     y, sign = community // 2, (community % 2) * 2 - 1
@@ -82,19 +101,6 @@ def contextual_sbm(
     mean += math.sqrt(nonlinearity) * sign[:, None] * directions[classes + y]
     x = signal * mean + torch.randn(nodes, features, generator=seeded(seed, "noise"))
     return Data(x=x, edge_index=torch.cat([edges, edges.flip(0)], dim=1), y=y, community=community)
-
-
-def _check(nodes: int, classes: int, degree: float, homophily: float, signal: float, nonlinearity: float) -> None:
-    if classes < 2:
-        raise ValueError(f"`classes` must be at least 2, got {classes}")
-    if nodes < 4 * classes:
-        raise ValueError(f"`nodes` must be at least {4 * classes}, two for each community, got {nodes}")
-    for name, value in (("degree", degree), ("signal", signal)):
-        if not 0 <= value < math.inf:
-            raise ValueError(f"`{name}` must be 0 or more, and finite, got {value!r}")
-    for name, value in (("homophily", homophily), ("nonlinearity", nonlinearity)):
-        if not 0 <= value <= 1:
-            raise ValueError(f"`{name}` must be in [0, 1], got {value!r}")
 
 
 def _edges(community: Tensor, within: float, between: float, generator: torch.Generator) -> Tensor:

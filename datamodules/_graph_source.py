@@ -54,7 +54,10 @@ def read_graph(name: str, data_dir: str, download: bool) -> Any:
         arguments = {"name": name.partition("/")[2]} if "/" in name else {}
     if not download:
         cls = _offline(cls, name)
-    dataset = cls(root=str(folder), **arguments)
+    try:
+        dataset = cls(root=str(folder), **arguments)
+    except AssertionError as error:  # PyG's way to refuse a name
+        raise ValueError(f"PyG's {cls.__name__} refuses `name`={name!r}; see its documentation: {error}") from error
     if len(dataset) != 1:
         raise ValueError(f"`name` must be a dataset of one graph, {name} has {len(dataset)}: pass one as `graph`")
     return dataset[0]
@@ -81,6 +84,9 @@ def _dataset_class(name: str) -> Any:
 
     stem, slash, member = name.partition("/")
     cls = getattr(pyg, stem, None) if stem in pyg.__all__ else None
+    same = {"KarateClub": SHIPPED, "Planetoid": member or "Cora"}.get(stem)
+    if same is not None:  # by another door Planetoid's files would not be checked
+        raise ValueError(f"`name`={name!r} is to be given as {same!r}")
     if cls is None:
         close = get_close_matches(name.lower(), [known.lower() for known in (*_KNOWN, *pyg.__all__)], n=1)
         names = {known.lower(): known for known in (*_KNOWN, *pyg.__all__)}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from pl_robust._number import check_finite
 from pl_robust.datamodules._graph_seed import seeded
 
 
@@ -16,6 +17,25 @@ class Masks(NamedTuple):
     train: Tensor
     val: Tensor
     test: Tensor
+
+
+def check_fractions(train_fraction: object, val_fraction: object, split: Literal["random", "public"]) -> None:
+    """Refuse shares of nodes that are none, or leave no node to test.
+
+    Raises:
+        TypeError: if one is no number.
+        ValueError: if one is out of range, or for a random split their sum.
+    """
+    train, val = check_finite(train_fraction, "train_fraction"), check_finite(val_fraction, "val_fraction")
+    if not 0 < train < 1:
+        raise ValueError(f"`train_fraction` must be in (0, 1), got {train_fraction!r}")
+    if not 0 <= val < 1:
+        raise ValueError(f"`val_fraction` must be in [0, 1), got {val_fraction!r}")
+    if split == "random" and train + val >= 1:
+        raise ValueError(
+            f"`train_fraction` + `val_fraction` must be less than 1, so that nodes to test are left, got "
+            f"{train_fraction!r} + {val_fraction!r}"
+        )
 
 
 def random_split(y: Tensor, num_classes: int, train_fraction: float, val_fraction: float, seed: int) -> Masks:
@@ -46,10 +66,8 @@ def random_split(y: Tensor, num_classes: int, train_fraction: float, val_fractio
     else:
         chosen[: int(train_fraction * nodes)] = True
     train, rest = order[chosen], order[~chosen]
-    num_val = round(val_fraction * nodes)
+    num_val = _count_val(val_fraction, nodes)
     masks = Masks(*(_mask(nodes, part) for part in (train, rest[:num_val], rest[num_val:])))
-    if val_fraction and not num_val:
-        raise ValueError(f"`val_fraction`={val_fraction} of {nodes} nodes is none: raise it, or set 0 to go without")
     if num_val >= len(rest):
         raise ValueError(
             f"{len(train)} training and {num_val} validation nodes of {nodes} leave none to test: lower "
@@ -76,7 +94,7 @@ def public_split(
 
     Raises:
         TypeError: if a mask is not bool.
-        ValueError: if there is none, shapes do not fit, masks overlap or a part has no node.
+        ValueError: if there is none, shapes do not fit, masks overlap, a part has no node, or too few nodes are left.
     """
     if train is None:
         raise ValueError("split='public' needs the data's own `train_mask`, this has none: set split='random'")
@@ -90,7 +108,14 @@ def public_split(
         )
     if "val_mask" not in masks:
         free = (taken == 0).nonzero()[:, 0]
-        drawn = free[torch.randperm(len(free), generator=seeded(seed, "split"))][: round(val_fraction * nodes)]
+        num_val, to_test = _count_val(val_fraction, nodes), int(test is None)
+        if num_val and num_val + to_test > len(free):
+            raise ValueError(
+                f"`val_fraction`={val_fraction} of {nodes} nodes is {num_val}, and {len(free)} are in none of the "
+                f"masks {' and '.join(masks)}{', of which one is to be left to test' if to_test else ''}: lower "
+                "`val_fraction`, set 0 to go without, or split='random'"
+            )
+        drawn = free[torch.randperm(len(free), generator=seeded(seed, "split"))][:num_val]
         masks["val_mask"] = _mask(nodes, drawn)
     if "test_mask" not in masks:
         masks["test_mask"] = ~(masks["train_mask"] | masks["val_mask"])
@@ -110,13 +135,22 @@ def check_classes(y: Tensor, train: Tensor, num_classes: int) -> None:
     if missing:
         raise ValueError(
             f"each of the {num_classes} classes needs training nodes, {missing[:8]} of y have none in "
-            f"{int(train.sum())}: raise `train_fraction`, take another `seed`, or number the classes without gaps"
+            f"{int(train.sum())}: number the classes without gaps; for split='random' raise `train_fraction` or take "
+            "another `seed`, or set it instead of 'public'"
         )
 
 
-def _column(mask: Tensor, name: str, nodes: int, seed: int) -> Tensor:
-    if mask.dtype != torch.bool:
-        raise TypeError(f"`{name}` must be bool, got {mask.dtype}")
+def _count_val(val_fraction: float, nodes: int) -> int:
+    count = round(val_fraction * nodes)
+    if val_fraction and not count:
+        raise ValueError(f"`val_fraction`={val_fraction} of {nodes} nodes is none: raise it, or set 0 to go without")
+    return count
+
+
+def _column(mask: object, name: str, nodes: int, seed: int) -> Tensor:
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise TypeError(f"`{name}` must be a bool tensor, got {got}")
     if mask.ndim not in (1, 2) or len(mask) != nodes:
         raise ValueError(f"`{name}` must be [{nodes}], a bool for each node, got {list(mask.shape)}")
     if mask.ndim == 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from copy import copy
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
@@ -11,10 +12,10 @@ from pl_robust._lightning import LightningDataModule, unsavable
 from pl_robust._number import check_count, check_seed
 from pl_robust.datamodules._graph_clean import Directed, clean_graph
 from pl_robust.datamodules._graph_features import Reduction, normalize_rows, reduce_features
-from pl_robust.datamodules._graph_loaders import GraphLoader, NeighborBatches, WholeGraph, check_sampler, share
-from pl_robust.datamodules._graph_sbm import contextual_sbm
+from pl_robust.datamodules._graph_neighbors import NeighborBatches, check_neighbors, share
+from pl_robust.datamodules._graph_sbm import check_recipe, contextual_sbm
 from pl_robust.datamodules._graph_source import GENERATED, check_name, read_graph
-from pl_robust.datamodules._graph_split import check_classes, public_split, random_split
+from pl_robust.datamodules._graph_split import check_classes, check_fractions, public_split, random_split
 from pl_robust.datamodules._signal_loaders import StepLoader
 
 if TYPE_CHECKING:
@@ -133,9 +134,6 @@ class GraphDataModule(LightningDataModule):
             "num_features": num_features,
             "steps_per_epoch": steps_per_epoch,
             "batch_size": batch_size,
-            "sbm_nodes": sbm_nodes,
-            "sbm_classes": sbm_classes,
-            "sbm_features": sbm_features,
         }
         for argument, value in counts.items():
             if value is not None:
@@ -147,10 +145,8 @@ class GraphDataModule(LightningDataModule):
         ):
             if choice not in allowed:
                 raise ValueError(f"`{argument}` must be one of {', '.join(allowed)}, got {choice!r}")
-        _check_fractions(train_fraction, val_fraction)
+        check_fractions(train_fraction, val_fraction, split)
         check_seed(seed)
-        if sbm_seed is not None:
-            check_count(sbm_seed, "sbm_seed", least=0)
         name = GENERATED if name is None and graph is None else name
         recipe = {
             "nodes": sbm_nodes,
@@ -163,6 +159,7 @@ class GraphDataModule(LightningDataModule):
             "seed": sbm_seed,
         }
         self._recipe: dict[str, Any] = {key: value for key, value in recipe.items() if value is not None}
+        check_recipe(self._recipe)
         if name is not None:
             check_name(name)
         if name != GENERATED and self._recipe:
@@ -170,7 +167,12 @@ class GraphDataModule(LightningDataModule):
                 f"`sbm_{next(iter(self._recipe))}` is for name={GENERATED!r}, got it for "
                 f"{'a graph of your own' if name is None else repr(name)}"
             )
-        _check_neighbors(neighbors, batch_size)
+        if neighbors is not None:
+            check_neighbors(neighbors)
+        elif batch_size is not None:
+            raise ValueError(
+                f"`batch_size` is for `neighbors`, got {batch_size} without them: the whole graph is a batch"
+            )
         self.name = name
         self.data_dir = data_dir
         self.download = download
@@ -198,7 +200,8 @@ class GraphDataModule(LightningDataModule):
     def graph(self) -> Data:
         """The graph, on the CPU; read when first asked for."""
         if self._graph is None:
-            self._graph = self._read()
+            with torch.inference_mode(False):  # whose tensors could not be trained on
+                self._graph = self._read()
         return self._graph
 
     @property
@@ -246,10 +249,11 @@ class GraphDataModule(LightningDataModule):
     def train_dataloader(self) -> StepLoader | NeighborBatches:
         """Numbers of training steps, or subgraphs around training nodes."""
         if self.neighbors is None:
-            return StepLoader(self.steps_per_epoch, self._count_done)
+            return _whole_graphs(self.steps_per_epoch)
         rank, ranks = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
         nodes = share(self.graph.train_mask.nonzero()[:, 0], rank, ranks)
-        return NeighborBatches(self.graph, self.neighbors, nodes, self.batch_size, (self.seed, rank, self._epoch))
+        order = (self.seed, rank, self._epoch)
+        return NeighborBatches(self._converted(), self.neighbors, nodes, self.batch_size, order)
 
     def val_dataloader(self) -> Any:
         """The whole graph, or subgraphs around validation nodes; without any an empty list: Lightning says so."""
@@ -271,7 +275,7 @@ class GraphDataModule(LightningDataModule):
             device: where the network is.
             dataloader_idx: not used.
         """
-        if isinstance(batch, int | WholeGraph):
+        if isinstance(batch, int):
             return self.batch(device)
         return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
@@ -288,12 +292,16 @@ class GraphDataModule(LightningDataModule):
         if device not in self._resident:
             # Validation may come first, in inference mode, whose tensors could not be trained on.
             with torch.inference_mode(False):
-                graph = self.graph.clone()
-                if self.trainer is not None:
-                    for name in {"x", "edge_weight"} & set(graph.keys()):
-                        graph[name] = self.trainer.precision_plugin.convert_input(graph[name])
-                self._resident[device] = graph.to(device)
-        return self._resident[device].__copy__()
+                self._resident[device] = self._converted().to(device)
+        return copy(self._resident[device])
+
+    def _converted(self) -> Data:
+        """Give the graph in the Trainer's precision, as a Data of its own on the same memory."""
+        graph = copy(self.graph)
+        if self.trainer is not None:
+            for name in {"x", "edge_weight"} & set(graph.keys()):
+                graph[name] = self.trainer.precision_plugin.convert_input(graph[name])
+        return graph
 
     def _read(self) -> Data:
         if self.name == GENERATED:
@@ -319,47 +327,16 @@ class GraphDataModule(LightningDataModule):
 
     def _evaluation(self, loop: Literal["val", "test", "predict"]) -> Any:
         if self.neighbors is None:
-            return GraphLoader(WholeGraph(loop))
+            return _whole_graphs(1)
         nodes = torch.arange(self.num_nodes)
         if loop != "predict":
             nodes = nodes[self.graph[f"{loop}_mask"]]
-        return NeighborBatches(self.graph, [-1] * (len(self.neighbors) + 1), nodes, self.batch_size)
-
-    def _count_done(self) -> int | None:
-        """Batches that the run has trained on; ``completed``, because one that was broken off is trained on again."""
-        if self.trainer is None or not self.trainer.training:
-            return None
-        return int(self.trainer.fit_loop.epoch_loop.batch_progress.total.completed)
+        return NeighborBatches(self._converted(), [-1] * (len(self.neighbors) + 1), nodes, self.batch_size)
 
     def _epoch(self) -> int:
         return 0 if self.trainer is None else int(self.trainer.current_epoch)
 
 
-def _check_fractions(train_fraction: Any, val_fraction: Any) -> None:
-    for argument, value in (("train_fraction", train_fraction), ("val_fraction", val_fraction)):
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise TypeError(f"`{argument}` must be a number, got {value!r}")
-    if not 0 < train_fraction < 1:
-        raise ValueError(f"`train_fraction` must be in (0, 1), got {train_fraction!r}")
-    if not 0 <= val_fraction < 1:
-        raise ValueError(f"`val_fraction` must be in [0, 1), got {val_fraction!r}")
-    if train_fraction + val_fraction >= 1:
-        raise ValueError(
-            f"`train_fraction` + `val_fraction` must be less than 1, so that nodes to test are left, got "
-            f"{train_fraction!r} + {val_fraction!r}"
-        )
-
-
-def _check_neighbors(neighbors: Any, batch_size: int | None) -> None:
-    if neighbors is None:
-        if batch_size is not None:
-            raise ValueError(
-                f"`batch_size` is for `neighbors`, got {batch_size} without them: the whole graph is a batch"
-            )
-        return
-    if not isinstance(neighbors, list | tuple) or not neighbors:
-        raise TypeError(f"`neighbors` must be a list of numbers, one for each hop, got {neighbors!r}")
-    for number in neighbors:
-        if number != -1:
-            check_count(number, "neighbors")
-    check_sampler()
+def _whole_graphs(steps: int) -> StepLoader:
+    """So many tokens; they are the same in all runs, so that no run's count is needed."""
+    return StepLoader(steps, lambda: None)

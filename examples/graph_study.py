@@ -1,10 +1,10 @@
 r"""Ask of a graph whether a linear filter is enough for it, over numbers of features and shares of training labels.
 
-    python examples/graph_study.py --config examples/graph_sbm.yaml --folder runs/graph_sbm --num_features 30 300 \
+    python examples/graph_study.py --config examples/graph_sbm.yaml --folder runs/graph_sbm --num_features 30 500 \
         --train_fraction 0.05 0.5 --jobs 2
 
-makes the figure of Vignac, Ortiz-Jimenez & Frossard (ICASSP 2020) for a generated graph, in two minutes on two cores. As
-they had it on Cora:
+makes the figure of Vignac, Ortiz-Jimenez & Frossard (ICASSP 2020) for a generated graph, in two minutes on two cores.
+As they had it on Cora:
 
     python examples/graph_study.py --config examples/graph_cora.yaml --folder runs/graph_cora \
         --num_features 30 50 80 100 300 500 --nets SGC GCN --splits 40 --jobs 2
@@ -17,8 +17,10 @@ import copy
 import csv
 from collections.abc import Mapping, Sequence
 from functools import partial
+from inspect import isclass
 from itertools import product
 from pathlib import Path
+from pkgutil import resolve_name
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -32,10 +34,11 @@ if TYPE_CHECKING:
 _EPILOG = """\
 The configuration trains NodeClassification on a GraphDataModule. For each number of features, share of training nodes
 and split, all networks are trained with the same split, projection and seed, and tested; so their differences are
-paired. The first network is the simple one, to which the others are compared. A network has its defaults; the one of
-the configuration keeps its arguments.
-The intervals are of all differences to the first network at a point together, at 95 %, over splits and projections of
-this graph; another graph may differ by more.
+paired. The first network is the simple one, to which the others are compared. A network has its defaults, and is
+trained as published for it: nothing is tuned to the graph. The one of the configuration keeps its arguments.
+The intervals (Student's t, paired, Bonferroni) are of all differences to the first network at a point together, at
+95 %, over splits and projections of this graph; another graph may differ by more. Those of several points are not
+corrected for each other. A network is advised if its whole interval is beyond the margin.
 Runs leave no checkpoint, no log and no figure.
 
 Everything behind `--` goes to pl-robust:  graph_study.py --config run.yaml -- --data.name WikiCS
@@ -150,10 +153,9 @@ def study(options: argparse.Namespace, extra: Sequence[str]) -> None:
 
     if options.splits < 2:
         raise ValueError(f"--splits must be at least 2, for an interval, got {options.splits}")
-    if len(options.nets) < 2:
-        raise ValueError(f"--nets must be at least two to be compared, got {options.nets}")
     if not options.margin >= 0:
         raise ValueError(f"--margin must be 0 or more, got {options.margin}")
+    check_nets(options.nets)
     config = read_config(options.config, extra)
     points = list_points(config, options.num_features, options.train_fraction)
     cells = [point.cell(net, split) for point, net, split in product(points, options.nets, range(options.splits))]
@@ -179,6 +181,42 @@ def study(options: argparse.Namespace, extra: Sequence[str]) -> None:
         rows.writerows({**cell, **result} for cell, result in zip(cells, results, strict=True))
     draw(points, options.margin).savefig(folder / "graph_study.png", dpi=100)
     print(f"\nFigure, table and all accuracies: {folder / 'graph_study'}.png, .md, .csv")
+
+
+def class_path(net: str) -> str:
+    """Where a network is to be imported from."""
+    return net if "." in net else f"pl_robust.models.{net}"
+
+
+def find_class(net: str) -> Any:
+    """What a network's name stands for; None if there is nothing of that name."""
+    try:
+        return resolve_name(class_path(net))
+    except (ImportError, AttributeError, ValueError):
+        return None
+
+
+def check_nets(nets: Sequence[str]) -> None:
+    """Refuse networks that cannot be compared, before the first of them runs.
+
+    Raises:
+        ValueError: if they are fewer than two, or one does not exist or comes twice.
+    """
+    from torch import nn
+
+    from pl_robust import models
+
+    if len(nets) < 2:
+        raise ValueError(f"--nets must be at least two to be compared, got {' '.join(nets)}")
+    classes: dict[Any, str] = {}
+    for net in nets:
+        found = find_class(net)
+        if not isclass(found) or not issubclass(found, nn.Module):
+            known = [name for name in models.__all__ if hasattr(getattr(models, name), "decayed_parameters")]
+            raise ValueError(f"--nets: there is no network {net}; there are {', '.join(known)}, and class paths")
+        if found in classes:
+            raise ValueError(f"--nets must differ from each other, got {classes[found]} and {net}")
+        classes[found] = net
 
 
 def read_config(path: str, extra: Sequence[str]) -> dict[str, Any]:
@@ -221,13 +259,21 @@ def list_points(
         train_fraction: shares of training nodes; None: the configured one.
 
     Raises:
-        ValueError: if the datamodule refuses a number, or its split has no share to be set.
+        ValueError: if the datamodule refuses a number, it is above that of the graph, or the split has no share to be
+            set.
     """
     from pl_robust.datamodules import GraphDataModule
 
     settings = config["data"]["init_args"]
     if settings["split"] == "public" and train_fraction is not None:
         raise ValueError("--train_fraction is of random splits, and `data.split` is public: leave it out")
+    whole = config["model"]["init_args"]["net"]["init_args"]["in_features"]
+    for number in num_features or []:
+        if number > whole:
+            raise ValueError(
+                f"--num_features must be at most {whole}, which the graph has, got {number}: a projection "
+                "to more adds nothing, and N_obs / D would mislead"
+            )
     points = []
     for share in train_fraction or [settings["train_fraction"]]:
         for number in num_features or [settings["num_features"]]:
@@ -267,8 +313,8 @@ def fill(config: Mapping[str, Any], cell: Mapping[str, Any]) -> dict[str, Any]:
     sizes = {name: configured["init_args"][name] for name in ("in_features", "out_features")}
     if cell["num_features"] is not None:
         sizes["in_features"] = cell["num_features"]
-    path = cell["net"] if "." in cell["net"] else f"pl_robust.models.{cell['net']}"
-    is_own = configured["class_path"].rpartition(".")[2] == path.rpartition(".")[2]
+    path = class_path(cell["net"])
+    is_own = find_class(configured["class_path"]) is find_class(path)
     arguments = {**configured["init_args"], **sizes} if is_own else sizes
     filled["model"]["init_args"]["net"] = {"class_path": path, "init_args": arguments}
     return filled
@@ -299,22 +345,21 @@ def advise(point: Point, margin: float) -> str:
     Args:
         point: what was measured.
         margin: points of accuracy that are not worth another network than the first. That is enough if no interval
-            reaches beyond the margin; another is worth it if its mean does, and its interval leaves out zero.
+            reaches beyond the margin; another is worth it if its whole interval is beyond. With any other intervals
+            it is undecided.
     """
     gains = point.gains()
-    best = max(gains, key=lambda name: gains[name].mean)
+    worth = [name for name, gain in gains.items() if gain.low > margin]
     high = max(gain.high for gain in gains.values())
-    low = min(gain.low for gain in gains.values())
     if high <= margin:
         verdict = f"{point.simple} is enough: no other is more than {max(0.0, high):.1f} points above it at 95 %"
-    elif gains[best].low > 0 and gains[best].mean > margin:
+    elif worth:
+        best = max(worth, key=lambda name: gains[name].mean)
         verdict = f"take {best}: {gains[best].low:.1f} to {gains[best].high:.1f} points above {point.simple} at 95 %"
     else:
-        others = " and ".join(gains)
         count = len(point.accuracies[point.simple])
-        verdict = (
-            f"undecided with {count} splits: {others} {low:+.1f} to {high:+.1f} points from {point.simple} at 95 %"
-        )
+        found = ", ".join(f"{name} {gain.low:+.1f} to {gain.high:+.1f}" for name, gain in gains.items())
+        verdict = f"undecided with {count} splits: {found} points from {point.simple} at 95 %"
     return f"N/D = {point.ratio:.2f} ({point.num_train} training nodes, {point.in_features} features): {verdict}."
 
 

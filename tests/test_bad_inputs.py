@@ -417,6 +417,7 @@ DISTILLATION: dict[str, tuple[Callable[[], Any], str]] = {
 
 GRAPHS: dict[str, tuple[Callable[[], Any], str]] = {
     "graph misspelt": (lambda: GraphDataModule("cora"), r"got 'cora': did you mean Cora\?"),
+    "negative degree": (lambda: GraphDataModule(sbm_degree=-1.0), r"`sbm_degree` must be 0 or more"),
     "no nodes to test": (
         lambda: GraphDataModule(train_fraction=0.9, val_fraction=0.1),
         r"must be less than 1, so that nodes to test are left",

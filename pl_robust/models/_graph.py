@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pl_robust._number import check_count
+from pl_robust._number import check_count, check_finite
 from pl_robust.models._kept import Kept
 
 _ENTRIES = 2**24  # numbers on edges at a time while features are filtered
@@ -18,11 +18,10 @@ def check_share(value: object, name: str, *, most_included: bool = False) -> flo
         TypeError: if it is no number.
         ValueError: if it lies outside.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"`{name}` must be a number, got {value!r}")
-    if not (0 <= value < 1 or (most_included and value == 1)):
+    share = check_finite(value, name)
+    if not (0 <= share < 1 or (most_included and share == 1)):
         raise ValueError(f"`{name}` must be in [0, 1{']' if most_included else ')'}, got {value!r}")
-    return float(value)
+    return share
 
 
 def check_graph(x: Tensor, edge_index: Tensor, edge_weight: Tensor | None, in_features: int, network: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 from weakref import ref
 
@@ -22,7 +23,10 @@ class _Entry(NamedTuple):
 class Kept:
     """The last result of a function of tensors that are the same at every step, such as a graph's.
 
-    Tensors are the same if they are the same objects and have not been changed in place since. Nothing is kept of
+    PyG's ``cached=True`` gives the result of the first graph for any other one, and goes into copies and pickles.
+
+    Tensors are the same if they are the same objects and have not been changed in place since, as far as PyTorch knows:
+    changes by way of ``.data`` or a NumPy array on the same memory are not seen. Nothing is kept of
     tensors that require gradients, that were made in inference mode, or inside ``torch.func``'s transforms and compiled
     code. The tensors themselves are not held on to: the result goes when one of them does. Copies of a network, and
     pickled ones, start without it; it is in no state_dict.
@@ -59,14 +63,16 @@ class Kept:
         # A result of inference mode could not be trained on later.
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
             value = compute(*inputs)
-        known = tuple(None if tensor is None else ref(tensor, self._forget) for tensor in inputs)
+        forget = partial(_forget, ref(self))  # ``self`` would be a circle, and the result live on after the network
+        known = tuple(None if tensor is None else ref(tensor, forget) for tensor in inputs)
         self._entry = _Entry(known, versions, settings, value)
         return value
 
-    def _forget(self, gone: ref[Tensor]) -> None:
-        entry = self._entry
-        if entry is not None and any(known is gone for known in entry.inputs):
-            self._entry = None
+
+def _forget(whose: ref[Kept], gone: ref[Tensor]) -> None:
+    kept = whose()
+    if kept is not None and kept._entry is not None and any(known is gone for known in kept._entry.inputs):
+        kept._entry = None
 
 
 def _is(known: ref[Tensor] | None, tensor: Tensor | None) -> bool:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
-from torch import Tensor, nn, promote_types
-from torch import float32 as single
+import torch
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD, Adam
 
@@ -41,15 +41,17 @@ class NodeClassification(LightningModule):
     is, learning rate 0.01 and weight decay 5e-4, on all parameters of two dimensions or more.
 
     Training stops once the loss on the validation nodes has not fallen for ``patience`` steps, and the weights of the
-    lowest one are put back when fit ends. They are kept in memory (checkpoints hold them, too), so that validating
-    often costs no file. What is watched is val/objective, the loss with the L2 term, as published. Validation is where
-    the Trainer has it, at the end of each epoch; ``GraphDataModule`` makes one of ``steps_per_epoch`` steps, which
-    spares most of what Lightning does at an epoch's ends. With ``patience=None`` training goes on to the Trainer's end,
-    for EarlyStopping and ModelCheckpoint with ``val/acc``, say; the last weights remain.
+    lowest one are put back when fit ends. They are kept in memory, so that validating often costs no file. A checkpoint
+    holds them too, for a resumed fit, beside those of its own step, which ``load_from_checkpoint`` gives: the best are
+    in the file of ``ModelCheckpoint(monitor="val/objective")``. What is watched is val/objective, the loss with the L2
+    term, as published. Validation is where the Trainer has it, at the end of each epoch; ``GraphDataModule`` makes one
+    of ``steps_per_epoch`` steps, which spares most of what Lightning does at an epoch's ends. With ``patience=None``
+    training goes on to the Trainer's end, for EarlyStopping and ModelCheckpoint with ``val/acc``, say; the last weights
+    remain.
 
-    Logs train/loss (that of an epoch's last step), val/loss, val/objective, val/acc, test/loss and test/acc;
-    ``predict`` gives the logits of all nodes, [N, C]. Under DDP all processes train on the same whole graph, which
-    gains nothing: use it with sampled batches.
+    Logs train/loss (of the whole graph at an epoch's last step), val/loss, val/objective, val/acc, test/loss and
+    test/acc; ``predict`` gives the logits of all nodes, [N, C]. Under DDP all processes train on the same whole graph,
+    which gains nothing: use it with sampled batches.
 
     Args:
         net: ``net(x [N, D], edge_index [2, E], edge_weight [E] or None)`` -> logits [N, C].
@@ -65,7 +67,7 @@ class NodeClassification(LightningModule):
         TypeError: if an argument is of another type; at the first batch, if it is of another kind.
         ValueError: if an argument is not among the allowed ones, or nothing in ``net`` is to be trained; at the first
             batch, if something is missing, no node is to be trained on, a label is no class, or logits have another
-            shape; at a validation, if its loss is NaN before there are weights to go back to.
+            shape; at a validation, if its loss is NaN or infinite before there are weights to go back to.
         MisconfigurationException: at the start of fit, if there is patience and no validation.
 
     Example:
@@ -136,16 +138,25 @@ class NodeClassification(LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Give the cross-entropy of the training nodes."""
         loss = F.cross_entropy(*self._answer("train", batch))
-        # Not at each step: for a small network logging costs as much as the step.
-        if batch_idx + 1 == self.trainer.num_training_batches:
+        is_sampled = "batch_size" in batch
+        # Of the whole graph not at each step: for a small network logging costs as much as the step.
+        if is_sampled or self.trainer.is_last_batch:
             self.log("train/loss", loss.detach(), prog_bar=True, sync_dist=True, batch_size=1)
-        if not self._has_warned and self.trainer.world_size > 1 and "batch_size" not in batch:
+        if not self._has_warned and self.trainer.world_size > 1 and not is_sampled:
             self._has_warned = True
             rank_zero_warn(
                 f"each of the {self.trainer.world_size} processes trains on the whole graph: they do the same, and one "
                 "device gives the same result as fast; processes share the work with sampled batches (`neighbors`)"
             )
         return loss
+
+    def on_validation_start(self) -> None:
+        """Begin the metrics anew."""
+        self._reset("val")
+
+    def on_test_start(self) -> None:
+        """Begin the metrics anew."""
+        self._reset("test")
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Evaluate the network on the validation nodes."""
@@ -160,10 +171,10 @@ class NodeClassification(LightningModule):
         if self._best is None:
             return
         loss = float(objective)
-        if math.isnan(loss) and self._best.loss == math.inf:
+        if not math.isfinite(loss) and self._best.loss == math.inf:
             raise ValueError(
-                f"the loss on the validation nodes is NaN after {self.trainer.global_step} steps: look for NaN in the "
-                "features, or lower the learning rate"
+                f"the loss on the validation nodes is {loss} after {self.trainer.global_step} steps: look for NaN "
+                "and huge numbers in the features, or lower the learning rate"
             )
         # The same on all ranks: each has the reduced loss and the same weights.
         if self._best.note(loss, self.trainer.global_step, self.net):
@@ -223,12 +234,18 @@ class NodeClassification(LightningModule):
         (optimizer,) = self.trainer.optimizers
         if not isinstance(optimizer, Adam | SGD) or optimizer.defaults.get("decoupled_weight_decay"):
             return 0.0
-        return sum(
-            0.5 * group["weight_decay"] * parameter.detach().square().sum()
-            for group in optimizer.param_groups
-            if group["weight_decay"]
-            for parameter in group["params"]
-        )
+        total: Tensor | float = 0.0
+        for group in optimizer.param_groups:
+            if group["weight_decay"]:
+                squares = sum(parameter.detach().square().sum() for parameter in group["params"])
+                total = total + 0.5 * group["weight_decay"] * squares
+        return total
+
+    def _reset(self, split: Split) -> None:
+        # Validation by itself is in inference mode, that of a fit is not, and could not write into tensors made there.
+        with torch.inference_mode(False):
+            getattr(self, f"{split}_loss").reset()
+            getattr(self, f"{split}_accuracy").reset()
 
     def _answer(self, split: Split, batch: Any) -> tuple[Tensor, Tensor]:
         """Compute the logits of a split's nodes [M, C], in float32 at least; give them with the labels [M]."""
@@ -239,7 +256,7 @@ class NodeClassification(LightningModule):
                 f"the net must give logits [{len(batch.x)}, {self.num_classes}], for each node and class "
                 f"(`num_classes`), got {list(logits.shape)}"
             )
-        return logits[nodes].to(promote_types(logits.dtype, single)), y
+        return logits[nodes].to(torch.promote_types(logits.dtype, torch.float32)), y
 
     def _evaluate(self, split: Split, batch: Any) -> None:
         logits, y = self._answer(split, batch)

@@ -52,7 +52,7 @@ def test_the_default_is_generated_and_does_not_move_the_global_generator() -> No
     assert (some.num_nodes, some.in_features, some.num_classes) == (1000, 7, 4)
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(5)
-    again = GraphDataModule(num_features=7)
+    again = GraphDataModule(num_features=7)  # from another state of the global generator
     assert_identical(dict(some.graph), dict(again.graph))
     small = GraphDataModule("csbm", sbm_nodes=40, sbm_classes=2, sbm_features=3, sbm_degree=2.0, sbm_seed=1)
     assert (small.num_nodes, small.in_features, small.num_classes) == (40, 3, 2)
@@ -87,6 +87,17 @@ def test_loops_go_parallel_edges_add_up_and_isolated_nodes_stay() -> None:
     columns = _read(Data(x=x, edge_index=edges, edge_attr=weight[:, None], y=y[:, None], **masks), val_fraction=0.0)
     assert columns.edge_weight.tolist() == [3.0, 3.0]
     assert torch.equal(columns.y, y)
+
+
+def test_a_graph_that_is_changed_later_stays_as_it_was_read() -> None:
+    graph = pairs_graph(edge_weight=torch.full((22,), 0.5), train_mask=torch.stack([mask(0, 1)], 1))
+    with torch.inference_mode():  # as a validation may be the first to ask
+        data = GraphDataModule(graph=graph, split="public")
+        before = {name: value.clone() for name, value in dict(data.graph).items()}
+    for name in ("x", "edge_index", "y", "edge_weight", "train_mask"):
+        graph[name].zero_()
+    assert_identical(dict(data.graph), before)
+    assert not data.graph.x.is_inference()
 
 
 def test_directed_edges_are_refused_made_two_way_or_kept() -> None:
@@ -183,6 +194,9 @@ def test_what_a_public_split_leaves_open_is_drawn() -> None:
     assert torch.equal(open_test.test_mask, ~mask(0, 1, 2))
     several = pairs_graph(train_mask=torch.stack([mask(0, 1), mask(4, 5)], 1))
     assert torch.equal(_read(several, seed=1).train_mask, mask(4, 5))
+    assert (
+        _read(pairs_graph(train_mask=mask(0, 1)), val_fraction=0.75).val_mask.sum() == 9
+    )  # 0.5 to train plays no part
     with pytest.raises(ValueError, match="`seed` must be at most 1, the index of one of the 2 public splits, got 2"):
         _read(several, seed=2)
 
@@ -354,6 +368,8 @@ def test_missing_files_are_not_fetched_in_setup(name: str, folder: str, tmp_path
         ({"name": 3}, TypeError, "`name` must be a string such as 'csbm', got 3"),
         ({"name": "Amazon"}, ValueError, "`name` must be 'Amazon/<name>' for this dataset, got 'Amazon'"),
         ({"name": "WikiCS/x"}, ValueError, "`name` must be 'WikiCS' for this dataset, got 'WikiCS/x'"),
+        ({"name": "KarateClub"}, ValueError, "`name`='KarateClub' is to be given as 'karate'"),
+        ({"name": "Planetoid/PubMed"}, ValueError, "`name`='Planetoid/PubMed' is to be given as 'PubMed'"),
         ({"name": "FakeDataset"}, ValueError, "needs more arguments than a name"),
         ({"name": "karate", "graph": 1}, ValueError, "`name` and `graph` are two graphs, got 'karate' and a int"),
         ({"num_features": 0}, ValueError, "`num_features` must be at least 1, got 0"),
@@ -369,11 +385,8 @@ def test_missing_files_are_not_fetched_in_setup(name: str, folder: str, tmp_path
             r"`train_fraction` \+ `val_fraction` must be less than 1, .* got 0.8 \+ 0.2",
         ),
         ({"seed": -1}, ValueError, "`seed` must be at least 0, got -1"),
-        ({"sbm_seed": -1}, ValueError, "`sbm_seed` must be at least 0, got -1"),
         ({"steps_per_epoch": 0}, ValueError, "`steps_per_epoch` must be at least 1, got 0"),
         ({"batch_size": 5}, ValueError, "`batch_size` is for `neighbors`, got 5 without them"),
-        ({"neighbors": []}, TypeError, r"`neighbors` must be a list of numbers, one for each hop, got \[\]"),
-        ({"neighbors": [0]}, ValueError, "`neighbors` must be at least 1, got 0"),
         ({"name": "karate", "sbm_nodes": 5}, ValueError, "`sbm_nodes` is for name='csbm', got it for 'karate'"),
     ],
 )
@@ -410,9 +423,12 @@ _TRAINED = {"train_mask": mask(0, 1)}
         ),
         ({"edge_weight": torch.ones(3)}, {}, ValueError, r"`edge_weight` must be \[22\], .* got \[3\]"),
         ({"edge_attr": torch.ones(22, 4)}, {}, ValueError, r"`edge_attr` must be \[22\], .* got \[22, 4\]: set"),
+        ({"edge_weight": [1.0] * 22}, {}, TypeError, "`edge_weight` must be a tensor of real numbers, .* got list"),
+        ({"edge_weight": torch.ones(22) * 1j}, {}, TypeError, "a tensor of real numbers, .* got torch.complex64"),
         ({"edge_weight": -torch.ones(22)}, {}, ValueError, "`edge_weight` must be finite and 0 or more, got -1 to -1"),
         ({"train_mask": None}, {}, ValueError, "needs the data's own `train_mask`, this has none: set split='random'"),
-        ({"train_mask": torch.ones(12)}, {}, TypeError, "`train_mask` must be bool, got torch.float32"),
+        ({"train_mask": torch.ones(12)}, {}, TypeError, "`train_mask` must be a bool tensor, got torch.float32"),
+        ({"train_mask": [True] * 12}, {}, TypeError, "`train_mask` must be a bool tensor, got list"),
         ({"train_mask": mask(0, count=5)}, {}, ValueError, r"`train_mask` must be \[12\], .* got \[5\]"),
         ({"train_mask": mask(0, 2)}, {}, ValueError, r"each of the 2 classes needs training nodes, \[1\] of y have"),
         ({"test_mask": mask(1, 2)}, {}, ValueError, "train_mask and test_mask must not overlap, got 1 nodes in more"),
@@ -424,6 +440,14 @@ _TRAINED = {"train_mask": mask(0, 1)}
             ValueError,
             "at most 4 for .* of 4 features and 12 nodes",
         ),
+        (
+            {"test_mask": ~mask(0, 1)},
+            {},
+            ValueError,
+            "`val_fraction`=0.1 of 12 nodes is 1, and 0 are in none of the masks train_mask and test_mask: lower",
+        ),
+        ({}, {"val_fraction": 0.8}, ValueError, "is 10, and 10 are in none of the masks train_mask, of which one is"),
+        ({}, {"val_fraction": 0.01}, ValueError, "`val_fraction`=0.01 of 12 nodes is none: raise it"),
         (
             {},
             {"split": "random", "val_fraction": 0.01},
@@ -443,6 +467,11 @@ def test_refuses_graphs(
 ) -> None:
     with pytest.raises(error, match=message):
         _read(pairs_graph(**{**_TRAINED, **attributes}), **arguments)
+
+
+def test_pygs_refusal_of_a_name_is_passed_on(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="PyG's Amazon refuses `name`='Amazon/Foto'"):
+        GraphDataModule("Amazon/Foto", data_dir=tmp_path).setup()
 
 
 def test_refuses_what_is_no_single_graph() -> None:

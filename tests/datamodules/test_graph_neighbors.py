@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pl_robust.datamodules import GraphDataModule
-from pl_robust.datamodules._graph_loaders import share
+from pl_robust.datamodules._graph_neighbors import share
 from pl_robust.models import GCN
 from tests.datamodules.graph_toys import GraphModule
 from tests.toys import quiet_trainer
@@ -87,3 +87,28 @@ def test_the_trainer_trains_on_them() -> None:
     orders = [torch.cat([batch.n_id[:2] for batch in half]) for half in (module.batches[:3], module.batches[3:])]
     assert not torch.equal(*orders)
     assert sum(batch.batch_size for batch in module.evaluated[1:]) >= int(data.graph.val_mask.sum())
+
+
+@needs_sampler
+def test_they_are_in_the_trainers_precision() -> None:
+    data = GraphDataModule(neighbors=[3, 3], batch_size=40, **SMALL)
+    module = GraphModule(data.in_features, data.num_classes)
+    quiet_trainer(max_epochs=1, precision="64-true").fit(module, datamodule=data)
+    assert {batch.x.dtype for batch in (*module.batches, *module.evaluated)} == {torch.float64}
+    assert data.graph.x.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("neighbors", "error"),
+    [
+        (5, TypeError),
+        ([], TypeError),
+        ([0], ValueError),
+        ([5, -2], ValueError),
+        ([2.5], ValueError),
+        ([True], ValueError),
+    ],
+)
+def test_refuses_what_are_no_numbers_of_neighbours(neighbors: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match=r"`neighbors` must (be a list of numbers|hold positive integers, or -1 for all)"):
+        GraphDataModule(neighbors=neighbors)

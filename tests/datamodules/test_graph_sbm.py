@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from pl_robust.datamodules import GraphDataModule
 from pl_robust.datamodules._graph_sbm import _subset, _triangle, contextual_sbm
 from tests.datamodules import graph_toys  # noqa: F401  # imports PyG
 from tests.toys import assert_identical
@@ -105,16 +106,34 @@ def test_each_number_is_taken_with_its_chance(chance: float) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"classes": 1}, "`classes` must be at least 2, got 1"),
-        ({"nodes": 15}, "`nodes` must be at least 16, two for each community, got 15"),
-        ({"degree": -1.0}, "`degree` must be 0 or more, and finite, got -1.0"),
-        ({"signal": math.nan}, "`signal` must be 0 or more, and finite, got nan"),
-        ({"homophily": 1.5}, r"`homophily` must be in \[0, 1\], got 1.5"),
-        ({"nonlinearity": -0.1}, r"`nonlinearity` must be in \[0, 1\], got -0.1"),
-        ({"nodes": 40}, "`degree`=6 and `homophily`=0.8 ask for more edges within a community than there are pairs"),
+        ({"nodes": 15}, "`sbm_nodes` must be at least 16, two for each community, got 15"),
+        (
+            {"nodes": 40},
+            "`sbm_degree`=6 and `sbm_homophily`=0.8 ask for more edges within a community than there are pairs",
+        ),
         ({"degree": 950.0, "homophily": 0.0}, "ask for more edges between communities than"),
     ],
 )
 def test_refuses_what_is_not_as_described(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         contextual_sbm(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "error", "message"),
+    [
+        ("sbm_classes", 1, ValueError, "must be at least 2, got 1"),
+        ("sbm_features", 2.5, TypeError, "must be an integer, got 2.5"),
+        ("sbm_seed", -1, ValueError, "must be at least 0, got -1"),
+        ("sbm_degree", -1.0, ValueError, "must be 0 or more, got -1.0"),
+        ("sbm_degree", "6", TypeError, "must be a number, got '6'"),
+        ("sbm_signal", math.nan, ValueError, "must be finite, got nan"),
+        ("sbm_homophily", 1.5, ValueError, r"must be in \[0, 1\], got 1.5"),
+        ("sbm_nonlinearity", -0.1, ValueError, "must be 0 or more, got -0.1"),
+    ],
+)
+def test_the_datamodule_refuses_them_by_its_own_names_when_it_is_built(
+    argument: str, value: Any, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=f"`{argument}` {message}"):
+        GraphDataModule(**{argument: value})

@@ -50,7 +50,7 @@ def test_the_generated_graph_runs_by_itself() -> None:
     cli: Any = run(["fit", "--config", SBM, *QUIET, "--trainer.logger=false"])
     assert cli.trainer.global_step < 1000  # patience ended it
     (metrics,) = cli.trainer.test(cli.model, cli.datamodule, verbose=False)
-    assert metrics["test/acc"] > 0.95  # SGC is at 90 %
+    assert metrics["test/acc"] > 0.94  # SGC is at 92 %
     batch = cli.datamodule.batch()
     answers = cli.model.eval()(batch.x, batch.edge_index).argmax(1)
     assert metrics["test/acc"] == pytest.approx((answers == batch.y)[batch.test_mask].float().mean().item())
@@ -101,7 +101,7 @@ def test_the_runs_of_a_split_differ_in_the_network_alone(script: Any) -> None:
 def test_the_study_from_start_to_end_and_again(
     script: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments = ["--config", SBM, "--folder", "runs", "--num_features", "5", "30", "--train_fraction", "0.1", "0.4"]
+    arguments = ["--config", SBM, "--folder", "runs", "--num_features", "5", "20", "--train_fraction", "0.1", "0.4"]
     arguments += ["--nets", "SGC", "NodeMLP", "--splits", "2", "--margin", "2", "--", *SMALL]
     script.main(arguments)
     said = capsys.readouterr()
@@ -119,14 +119,14 @@ def test_the_study_from_start_to_end_and_again(
     shown = [[text.strip() for text in line.strip("|").split("|")] for line in lines]
     # 13 and 49 of 120 nodes: 0.1 * 120 / 4 + 1 of each class
     assert [(row[0], row[1], row[2]) for row in shown] == [
-        ("30", "16", "0.53"),
-        ("30", "52", "1.73"),
+        ("20", "16", "0.80"),
+        ("20", "52", "2.60"),
         ("5", "16", "3.20"),
         ("5", "52", "10.40"),
     ]
     first, second = (
         [float(row["acc"]) for row in rows if (row["num_features"], row["train_fraction"], row["net"]) == key]
-        for key in (("30", "0.1", "SGC"), ("30", "0.1", "NodeMLP"))
+        for key in (("20", "0.1", "SGC"), ("20", "0.1", "NodeMLP"))
     )
     assert shown[0][3] == f"{mean(first):.1f} ± {stdev(first):.1f}"
     interval = stats.ttest_rel(second, first).confidence_interval(0.95)
@@ -156,11 +156,19 @@ def test_the_whole_features_are_not_projected(script: Any) -> None:
         ([[0.5, 0.3, 0.4], [-1.0, -1.2, -1.1]], "A is enough: no other is more than 0.8 points above it at 95 %"),
         ([[-0.8, -0.6, -0.7], [-1.0, -1.2, -1.1]], "A is enough: no other is more than 0.0 points above it at 95 %"),
         ([[5.0, 5.2, 5.1], [3.0, 3.1, 3.2]], "take B: 4.7 to 5.5 points above A at 95 %"),
-        ([[-3.0, 3.0, 1.5], [0.0, 0.1, 0.2]], "undecided with 3 splits: B and C -10.7 to +11.7 points from A at 95 %"),
+        (
+            [[-3.0, 3.0, 1.5], [0.0, 0.1, 0.2]],
+            "undecided with 3 splits: B -10.7 to +11.7, C -0.3 to +0.5 points from A at 95 %",
+        ),
         # surely better, but not by what is worth it
-        ([[0.5, 0.9, 0.7], [0.4, 0.5, 0.6]], "undecided with 3 splits: B and C -0.0 to +1.4 points from A at 95 %"),
-        # B has the higher mean, and C is still possible
-        ([[1.0, 1.2, 1.1], [-4.0, 4.0, 0.0]], "take B: 0.7 to 1.5 points above A at 95 %"),
+        (
+            [[0.5, 0.9, 0.7], [0.4, 0.5, 0.6]],
+            "undecided with 3 splits: B -0.0 to +1.4, C +0.1 to +0.9 points from A at 95 %",
+        ),
+        # better on the average by more than what is worth it, and perhaps by less
+        ([[1.0, 1.2, 1.1], [-4.0, 4.0, 0.0]], "undecided with 3 splits: B +0.7 to +1.5, C -14.3 to +14.3 points from"),
+        # B has the higher mean, and C alone is sure
+        ([[-4.0, 9.0, 7.0], [3.0, 3.1, 3.2]], "take C: 2.7 to 3.5 points above A at 95 %"),
     ],
 )
 def test_the_advice_is_what_the_intervals_say(gains: Sequence[Sequence[float]], said: str, script: Any) -> None:
@@ -193,8 +201,20 @@ def test_the_figure_has_the_ratio_on_its_axis_and_the_intervals(script: Any) -> 
     ("arguments", "said"),
     [
         (["--splits", "1"], "--splits must be at least 2, for an interval, got 1"),
-        (["--nets", "SGC"], r"--nets must be at least two to be compared, got ['SGC']"),
-        (["--nets", "SGC", "SGC"], "`cells` must differ from each other"),
+        (["--nets", "SGC"], "--nets must be at least two to be compared, got SGC"),
+        (
+            ["--nets", "SGC", "GNC"],
+            "--nets: there is no network GNC; there are APPNP, APPNPMLP, GAT, GCN, SGC",
+        ),
+        (["--nets", "SGC", "torch.nn.functional.relu"], "--nets: there is no network torch.nn.functional.relu; there"),
+        (
+            ["--nets", "SGC", "pl_robust.models.SGC"],
+            "--nets must differ from each other, got SGC and pl_robust.models.SGC",
+        ),
+        (
+            ["--num_features", "101"],
+            "--num_features must be at most 100, which the graph has, got 101: a projection to",
+        ),
         (["--margin", "-1"], "--margin must be 0 or more, got -1.0"),
         (["--num_features", "0"], "`num_features` must be at least 1, got 0"),
         (["--train_fraction", "1.5"], "`train_fraction` must be in (0, 1), got 1.5"),
@@ -214,14 +234,8 @@ def test_mistakes_are_named(
 
 
 def test_a_public_split_has_no_share(script: Any) -> None:
-    with pytest.raises(ValueError, match="--train_fraction is of random splits, and `data.split` is public"):
+    with pytest.raises(ValueError, match=r"--train_fraction is of random splits, and `data\.split` is public"):
         script.list_points({"data": {"init_args": {"split": "public"}}}, None, [0.1])
-
-
-def test_a_net_that_does_not_exist_is_named_by_its_cells(script: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="2"):
-        script.main(["--config", SBM, "--folder", "runs", "--nets", "SGC", "GNC", "--splits", "2", "--", *SMALL])
-    assert "2 of 4 cells failed" in capsys.readouterr().err
 
 
 def test_other_configurations_are_refused(script: Any) -> None:
@@ -244,7 +258,7 @@ def measure(script: Any, folder: str, arguments: Sequence[str], extra: Sequence[
 def check_claims(points: dict[tuple[int, float], Any], few: tuple[int, float], many: tuple[int, float]) -> None:
     """Where labels are few and features many, the linear filter is not far off; where it is the other way, it is."""
     for gain in points[few].gains().values():
-        assert gain.low < 1.5
+        assert gain.high < 2
         assert abs(gain.mean) < 1.5
     for gain in points[many].gains().values():
         assert gain.low > 2
@@ -252,9 +266,9 @@ def check_claims(points: dict[tuple[int, float], Any], few: tuple[int, float], m
 
 @pytest.mark.slow  # the example as it stands: 120 runs of a second or two
 def test_the_ratio_decides_on_the_generated_graph(script: Any) -> None:
-    sweep = ["--num_features", "30", "300", "--train_fraction", "0.05", "0.5"]
+    sweep = ["--num_features", "30", "500", "--train_fraction", "0.05", "0.5"]
     points = measure(script, "sbm", ["--config", SBM, *sweep])
-    check_claims(points, (300, 0.05), (30, 0.5))
+    check_claims(points, (500, 0.05), (30, 0.5))
 
 
 @pytest.mark.slow  # 10 splits of four points with three networks

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -47,6 +48,20 @@ def test_filtered_features_are_computed_once_and_go_with_the_graph(monkeypatch: 
     del x
     gc.collect()
     assert net.filter._kept._entry is None
+
+
+def test_what_is_kept_goes_with_the_network_at_once() -> None:
+    """Without the garbage collector, which may take its time, the next network's filtered features come on top."""
+    x, edges, weight = small_graph()
+    net = SGC(5, 3).double()
+    net(x, edges, weight)
+    filtered = weakref.ref(net.filter._kept._entry.value)  # type: ignore[union-attr]
+    gc.disable()
+    try:
+        del net
+        assert filtered() is None
+    finally:
+        gc.enable()
 
 
 def test_in_inference_mode_nothing_is_kept_of_its_tensors() -> None:

@@ -26,7 +26,7 @@ def fit(ranks: int) -> tuple[dict[str, Tensor], dict[str, float], int, list[str]
         net, num_classes=CLASSES, patience=9, optimizer=lambda p: torch.optim.Adam(p, lr=0.05, weight_decay=5e-4)
     )
     trainer = quiet_trainer(max_epochs=200, devices=ranks, strategy="ddp" if ranks > 1 else "auto")
-    data = graph(sbm_signal=1.0)
+    data = graph(sbm_signal=0.0)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         trainer.fit(module, data)
