@@ -1,6 +1,6 @@
 r"""Ask of a graph whether a linear filter is enough for it, over numbers of features and shares of training labels.
 
-    python examples/graph_study.py --config examples/graph_sbm.yaml --folder runs/graph_sbm --num_features 30 500 \
+    python examples/graph_study.py --config examples/graph_sbm.yaml --folder runs/graph_sbm --num_features 30 100 \
         --train_fraction 0.05 0.5 --jobs 2
 
 makes the figure of Vignac, Ortiz-Jimenez & Frossard (ICASSP 2020) for a generated graph, in two minutes on two cores.

@@ -429,11 +429,24 @@ def test_patience_needs_a_validation() -> None:
     fit(gcn(), graph(val_fraction=0), epochs=1)
 
 
-@pytest.mark.parametrize(("number", "loss"), [(float("nan"), "nan"), (1e38, "inf|nan")], ids=["nan", "huge"])
-def test_a_loss_that_is_not_finite_from_the_start_is_named(number: float, loss: str) -> None:
+def test_a_loss_that_is_nan_from_the_start_is_named() -> None:
     batch = changed()
-    batch.x[5] = number
+    batch.x[5] = float("nan")
     loader: Any = DataLoader([batch], batch_size=None)  # type: ignore[arg-type]
     module = NodeClassification(gcn(), num_classes=CLASSES)
-    with pytest.raises(ValueError, match=f"the loss on the validation nodes is ({loss}) after 1 steps"):
+    with pytest.raises(ValueError, match="the loss on the validation nodes is nan after 1 steps"):
         quiet_trainer(max_epochs=1, num_sanity_val_steps=0).fit(module, loader, loader)
+
+
+class Steep(Wide):
+    """Logits so far apart that float32 cannot hold the sum of the losses."""
+
+    def forward(self, x: Tensor, edge_index: Tensor, edge_weight: Tensor | None) -> Tensor:
+        logits = super().forward(x, edge_index, edge_weight)
+        return 3e38 * F.pad(logits.clamp(-1, 1), (0, 1))
+
+
+def test_a_loss_that_is_infinite_from_the_start_is_named() -> None:
+    module = NodeClassification(Steep(), num_classes=CLASSES, optimizer=lambda p: torch.optim.SGD(p, lr=0.0))
+    with pytest.raises(ValueError, match="the loss on the validation nodes is inf after 3 steps"):
+        quiet_trainer(max_epochs=100).fit(module, graph())
