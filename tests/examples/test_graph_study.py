@@ -271,7 +271,7 @@ def test_the_ratio_decides_on_the_generated_graph(script: Any) -> None:
     check_claims(points, (100, 0.05), (30, 0.5))
 
 
-@pytest.mark.slow  # 10 splits of four points with three networks
+@pytest.mark.long  # 10 splits of four points with three networks
 @pytest.mark.parametrize("name", ["cora", "citeseer"])
 def test_the_ratio_decides_on_citation_graphs(name: str, script: Any, planetoid: Path) -> None:
     files = [f"--data.data_dir={planetoid}", "--data.download=false", "--trainer.accelerator=cpu"]
@@ -280,7 +280,7 @@ def test_the_ratio_decides_on_citation_graphs(name: str, script: Any, planetoid:
     check_claims(points, (500, 0.052), (30, 0.5))
 
 
-@pytest.mark.slow  # 10 splits of five networks
+@pytest.mark.long  # 10 splits of five networks
 def test_the_published_comparison_on_cora(script: Any, planetoid: Path) -> None:
     files = [f"--data.data_dir={planetoid}", "--data.download=false", "--trainer.accelerator=cpu"]
     nets = ["--nets", "SGC", "GCN", "APPNP", "SGCMLP", "APPNPMLP"]
@@ -302,7 +302,7 @@ SGC = [
 ]
 
 
-@pytest.mark.slow  # 40 runs on Cora
+@pytest.mark.long  # 40 runs on Cora
 def test_the_public_split_of_cora_as_published(planetoid: Path) -> None:
     """The overrides are those that the example's head has."""
     files = [f"--data.data_dir={planetoid}", "--data.download=false", "--trainer.accelerator=cpu"]

@@ -50,7 +50,7 @@ OUTPUTS = ["trace", "full", 1, sum_of_squares]
 
 
 @pytest.mark.parametrize("method", ["dense", "lanczos"])
-@pytest.mark.parametrize("outputs", OUTPUTS, ids=str)
+@pytest.mark.parametrize("outputs", OUTPUTS, ids=["trace", "full", "one", "squares"])
 def test_it_is_the_decomposition_of_the_dense_kernel(outputs: Any, method: Any) -> None:
     model, x = smooth(), inputs()
     matrix = gram(model, x, outputs)
@@ -106,7 +106,7 @@ def test_lanczos_is_as_exact_as_single_precision_and_repeats_itself() -> None:
     assert float((dense.values - exact).abs().max()) < 1e-6 * float(exact[0])
 
 
-@pytest.mark.parametrize("outputs", OUTPUTS, ids=str)
+@pytest.mark.parametrize("outputs", OUTPUTS, ids=["trace", "full", "one", "squares"])
 def test_with_every_sample_a_landmark_nystrom_is_the_decomposition(outputs: Any) -> None:
     model, x = smooth(), inputs()
     exact = ntk_eigh(model, x, 6, outputs=outputs)
