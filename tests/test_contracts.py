@@ -226,7 +226,7 @@ def _evaluate(name: str, devices: int) -> dict[str, float]:
 def test_two_processes_measure_what_one_does(name: str) -> None:
     first, second = run_ranks(_evaluate, 2, name, 2)
     assert first == second
-    assert first == pytest.approx(_evaluate(name, 1), abs=1e-6)
+    assert first == pytest.approx(_evaluate(name, 1), rel=1e-5, abs=1e-6)
 
 
 def _fit_together(name: str) -> tuple[dict[str, Any], dict[str, float]]:
