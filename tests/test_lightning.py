@@ -88,4 +88,6 @@ print(before == look())
 
 def test_an_unknown_name_lists_what_there_is(tmp_path: Path) -> None:
     code = "import pl_robust.callbacks as room\ntry:\n room.Detector\nexcept AttributeError as error:\n print(error)"
-    assert "it offers CalibrationLogger, CatastrophicOverfittingDetector, CorruptionEvaluator, Curv" in ask(code, tmp_path)
+    assert "it offers CalibrationLogger, CatastrophicOverfittingDetector, CorruptionEvaluator, Curv" in ask(
+        code, tmp_path
+    )
