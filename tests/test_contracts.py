@@ -73,6 +73,12 @@ def build(name: str, *callbacks: Callback, **changes: Any) -> Parts:
     return Parts(cli.trainer, cli.model, cli.datamodule)
 
 
+def callbacks_of(parts: Parts) -> list[Callback]:
+    """The Trainer's callbacks."""
+    callbacks: list[Callback] = parts.trainer.callbacks  # type: ignore[attr-defined]  # its connectors set it
+    return callbacks
+
+
 def fit(name: str, *callbacks: Callback, ckpt_path: str | None = None, **changes: Any) -> Parts:
     """Make a run and fit."""
     parts = build(name, *callbacks, **changes)
@@ -153,11 +159,11 @@ def test_an_observer_leaves_every_bit_alone(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(set(public("callbacks")) - ALONE))
 def test_two_of_a_kind_live_side_by_side(name: str) -> None:
     first = RUNS[name]["trainer"]["callbacks"][0]
-    other = build(name).trainer.callbacks  # a fresh one  # type: ignore[attr-defined]
+    other = callbacks_of(build(name))  # a fresh one
     mine = next(callback for callback in other if type(callback).__name__ == name)
     assert first["class_path"] == name
     parts = fit(name, mine)
-    kinds = [callback for callback in parts.trainer.callbacks if type(callback).__name__ == name]  # type: ignore[attr-defined]
+    kinds = [callback for callback in callbacks_of(parts) if type(callback).__name__ == name]
     assert len(kinds) == 2
     assert_identical(kinds[0].state_dict(), kinds[1].state_dict())
 
@@ -185,9 +191,7 @@ def last_state(parts: Parts) -> dict[str, Any]:
     """Where a run ended, to the bit."""
     state = training_state(parts.trainer, parts.module)
     state["callbacks"] = {
-        callback.state_key: callback.state_dict()
-        for callback in parts.trainer.callbacks
-        if callback.state_dict()  # type: ignore[attr-defined]
+        callback.state_key: callback.state_dict() for callback in callbacks_of(parts) if callback.state_dict()
     }
     return state
 

@@ -286,7 +286,7 @@ def test_the_training_loss_is_logged_where_the_end_is_not_known_before() -> None
 def test_a_compiled_network_trains_as_it_does_by_itself() -> None:
     nets = gcn(dropout=0.0), gcn(dropout=0.0)
     for net in (nets[0], torch.compile(nets[1], backend="eager")):
-        fit(net, graph(), patience=50)
+        fit(net, graph(), patience=50)  # type: ignore[arg-type]
     for key, value in nets[0].state_dict().items():
         torch.testing.assert_close(nets[1].state_dict()[key], value, rtol=1e-4, atol=1e-5)
 
