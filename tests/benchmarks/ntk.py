@@ -2,11 +2,11 @@
 
 python -m tests.benchmarks.ntk [--rounds 5] [--threads N] [--samples 256] [--jax peer/bin/python]
 
-LeNet on images 3x32x32 with ten outputs. The peer is PyTorch's tutorial on neural tangent kernels, which differentiates
-the rows' samples and the columns'; "once" is the same with one Jacobian for both. All take turns, and each round gives
-one ratio: the median counts. Seconds of the first call, and what a call adds to the resident memory, are those of a
-fresh process each. Then torchvision's resnet18 at 32 pixels in a fresh process; the peer has no place there. With
-`--jax`, neural-tangents on its own LeNet, see `neural_tangents_peer.py`. With CUDA also resnet18 of 1,024 samples.
+LeNet on images 3x32x32 with ten outputs. The peer takes one Jacobian for rows and columns; "tutorial" is PyTorch's on
+neural tangent kernels, which takes two. All take turns, and each round gives one ratio: the median counts. Seconds of
+the first call, and what a call adds to the resident memory, are those of a fresh process each. Then torchvision's
+resnet18 at 32 pixels in a fresh process; the peer has no place there. With `--jax`, neural-tangents on its own LeNet, see
+`neural_tangents_peer.py`. With CUDA also resnet18 of 1,024 samples.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ def tutorial(model: nn.Module, x: Tensor) -> Tensor:
     return contracted(jacobian(model, x), jacobian(model, x))
 
 
-def once(model: nn.Module, x: Tensor) -> Tensor:
+def peer(model: nn.Module, x: Tensor) -> Tensor:
     rows = jacobian(model, x)
     return contracted(rows, rows)
 
 
-METHODS: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {"ours": empirical_ntk, "peer": tutorial, "once": once}
+METHODS: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {"ours": empirical_ntk, "peer": peer, "tutorial": tutorial}
 
 
 def network(name: str, samples: int) -> tuple[nn.Module, Tensor]:
