@@ -5,8 +5,8 @@ python -m tests.benchmarks.ntk [--rounds 5] [--threads N] [--samples 256] [--jax
 LeNet on images 3x32x32 with ten outputs. The peer takes one Jacobian for rows and columns; "tutorial" is PyTorch's on
 neural tangent kernels, which takes two. All take turns, and each round gives one ratio: the median counts. Seconds of
 the first call, and what a call adds to the resident memory, are those of a fresh process each. Then torchvision's
-resnet18 at 32 pixels in a fresh process; the peer has no place there. With `--jax`, neural-tangents on its own LeNet, see
-`neural_tangents_peer.py`. With CUDA also resnet18 of 1,024 samples.
+resnet18 at 32 pixels in a fresh process; the peer has no place there. With `--jax`, neural-tangents on its own LeNet,
+see `neural_tangents_peer.py`. With CUDA also resnet18 of 1,024 samples.
 """
 
 from __future__ import annotations
