@@ -33,3 +33,11 @@ def dense_normalized(edge_index: Tensor, edge_weight: Tensor | None, nodes: int)
     matrix = dense_adjacency(edge_index, edge_weight, nodes) + torch.eye(nodes, dtype=torch.float64)
     root = matrix.sum(1).rsqrt()
     return root[:, None] * matrix * root
+
+
+def page_rank(matrix: Tensor, start: Tensor, steps: int, teleport: float) -> Tensor:
+    """The steps of APPNP's propagation with a dense matrix."""
+    out = start
+    for _ in range(steps):
+        out = (1 - teleport) * matrix @ out + teleport * start
+    return out
