@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from pl_robust._kept import Kept
 from pl_robust._number import check_count, check_finite
-from pl_robust.models._kept import Kept
 
 _ENTRIES = 2**24  # numbers on edges at a time while features are filtered
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pl_robust.models._kept import Kept, can_keep
+from pl_robust._kept import Kept, can_keep
 
 _DENSEST = 0.05  # share of nonzero features up to which a sparse product is faster
 

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from pl_robust.models._kept import Kept
+from pl_robust._kept import Kept
 
 Split: TypeAlias = Literal["train", "val", "test"]
 
