@@ -17,6 +17,7 @@ import statistics
 import tempfile
 import time
 import warnings
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -62,14 +63,17 @@ class Clock(Callback):
         return statistics.median(after - before for before, after in pairwise(self.times[WARM_UP - 1 :]))
 
 
-def train(module: Any, loader: DataLoader[Any], accelerator: str, epochs: int = 1) -> tuple[float, Trainer]:
+def train(
+    module: Any, loader: DataLoader[Any], accelerator: str, epochs: int = 1, others: Sequence[Callback] = ()
+) -> tuple[float, Trainer]:
+    """Train with a clock and other callbacks. Give the seconds of a step."""
     clock = Clock()
     trainer = Trainer(
         max_epochs=epochs,
         accelerator=accelerator,
         devices=1,
         logger=False,
-        callbacks=[clock],
+        callbacks=[*others, clock],
         enable_checkpointing=False,
         enable_model_summary=False,
         enable_progress_bar=False,
