@@ -92,9 +92,7 @@ class INRMetaLearning(LightningModule):
         input_key: str | int = 0,
     ) -> None:
         super().__init__()
-        # The command hands every module the data's number of classes, which this one has no use for.
-        unwanted = unsavable(net=net, optimizer=optimizer, lr_scheduler=lr_scheduler)
-        self.save_hyperparameters(ignore=[*unwanted, "num_classes"])
+        self.save_hyperparameters(ignore=unsavable(net=net, optimizer=optimizer, lr_scheduler=lr_scheduler))
         if method not in _METHODS:
             raise ValueError(f"`method` must be one of {tuple(_METHODS)}, got {method!r}")
         if method == "reptile" and inner_steps == 0:
