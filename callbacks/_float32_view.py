@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
+
+from pl_robust._call_with import call_with
 
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -47,5 +48,5 @@ class Float32View(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Give what the module gives for the same inputs."""
         module, buffers = self._lent
-        outputs: Tensor = functional_call(module, {**dict(self.named_parameters()), **buffers}, (in_float32(x),))
+        outputs: Tensor = call_with(module, {**dict(self.named_parameters()), **buffers}, in_float32(x))
         return outputs

@@ -172,13 +172,15 @@ def check_choices(normalization: Normalization | None, batch_norm: str) -> None:
     try:
         mean, std = (torch.as_tensor(part, dtype=torch.float32) for part in normalization)
         is_good = (
-            mean.dim() == std.dim() == 1 and len(mean) == len(std) > 0 and bool(((std > 0) & mean.isfinite()).all())
+            mean.dim() == std.dim() == 1
+            and len(mean) == len(std) > 0
+            and bool(((std > 0) & std.isfinite() & mean.isfinite()).all())
         )
     except (TypeError, ValueError):
         is_good = False
     if not is_good:
         raise ValueError(
-            "`normalization` must be (mean, std), each one number per channel, of equal length, with std > 0, "
+            "`normalization` must be (mean, std), each one number per channel, of equal length, finite, with std > 0, "
             f"got {normalization!r}"
         )
 
@@ -189,7 +191,7 @@ def _check_shapes(x: Tensor, y: Tensor) -> None:
         raise TypeError(f"`x` must be a floating-point tensor, images in [0, 1], got {got}; divide uint8 images by 255")
     if x.dim() < 2:
         raise ValueError(f"`x` must be a batch [B, ...], images [B, C, H, W], got shape {list(x.shape)}")
-    if not isinstance(y, Tensor) or y.dtype.is_floating_point or y.dtype in (torch.bool, torch.complex64):
+    if not isinstance(y, Tensor) or y.dtype.is_floating_point or y.dtype.is_complex or y.dtype == torch.bool:
         raise TypeError(
             f"`y` must be integer class labels, got {y.dtype if isinstance(y, Tensor) else type(y).__name__}"
         )

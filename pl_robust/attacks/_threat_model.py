@@ -98,7 +98,7 @@ class ThreatModel:
             noise = _empty(x).uniform_(-1, 1, generator=generator)
             return noise * (scale * per_channel(self.eps, x, "eps"))
         direction = _empty(x).normal_(generator=generator)
-        radius = torch.empty_like(x[:, :1].flatten(1)[:, 0]).uniform_(generator=generator)
+        radius = x.new_empty(len(x)).uniform_(generator=generator)
         radius = radius ** (1 / max(1, x[0].numel() if len(x) else 1)) * scale * self.eps
         return direction * _per_sample(radius / _l2(direction), x)
 

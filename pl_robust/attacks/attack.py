@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from pl_robust._number import check_finite
 from pl_robust.attacks._target import BatchNormMode, Loss, Model, Normalization, Target, check_choices, under_attack
 from pl_robust.attacks._threat_model import Norm, Radius, ThreatModel, parse_radius
 
@@ -151,9 +152,10 @@ class Attack(ABC):
         """Give the same attack with eps, and a step size if one was set, multiplied by ``factor``.
 
         Raises:
+            TypeError: if ``factor`` is no number.
             ValueError: if ``factor`` is negative or not finite, or makes eps larger than the box.
         """
-        if not 0 <= factor < float("inf"):
+        if check_finite(factor, "factor") < 0:
             raise ValueError(f"`factor` must be finite and at least 0, got {factor!r}")
         attack = copy.copy(self)
         attack.eps = self.eps * factor

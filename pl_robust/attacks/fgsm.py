@@ -52,6 +52,13 @@ def fgsm(
     Raises:
         TypeError: for a wrong dtype.
         ValueError: for a value that is not allowed, wrong shapes, NaN, values outside the bounds, labels out of range.
+
+    Example:
+        >>> import torch
+        >>> from pl_robust.attacks import fgsm
+        >>> weight = torch.tensor([[1.0, -1.0], [-1.0, 1.0]])
+        >>> fgsm(lambda x: x @ weight.T, torch.tensor([[0.5, 0.5]]), torch.tensor([0]), eps=0.1)
+        tensor([[0.4000, 0.6000]])
     """
     check_choices(normalization, batch_norm)
     ball = ThreatModel(parse_radius(eps, "eps"), norm, bounds)

@@ -67,6 +67,14 @@ def pgd(
     Raises:
         TypeError: for a wrong dtype.
         ValueError: for a value that is not allowed, wrong shapes, NaN, values outside the bounds, labels out of range.
+
+    Example:
+        >>> import torch
+        >>> from pl_robust.attacks import pgd
+        >>> weight = torch.tensor([[1.0, -1.0], [-1.0, 1.0]])
+        >>> x, y = torch.tensor([[0.5, 0.95]]), torch.tensor([0])  # the box ends at 1
+        >>> pgd(lambda x: x @ weight.T, x, y, eps=0.1, steps=4, random_start=False)
+        tensor([[0.4000, 1.0000]])
     """
     check_choices(normalization, batch_norm)
     _check_counts(steps, restarts, random_start)

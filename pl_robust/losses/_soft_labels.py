@@ -91,6 +91,24 @@ def check_reduction(reduction: str) -> None:
         raise ValueError(f"`reduction` must be one of {get_args(Reduction)}, got {reduction!r}")
 
 
+def check_logits(*logits: Tensor) -> None:
+    """Refuse what are no logits of one batch, also of an empty one, whose mean would be NaN.
+
+    Raises:
+        TypeError: if one is no floating-point tensor.
+        ValueError: if they are not all [B, K] of one shape, with at least one sample and class.
+    """
+    for one in logits:
+        if not isinstance(one, Tensor) or not one.is_floating_point():
+            got = one.dtype if isinstance(one, Tensor) else type(one).__name__
+            raise TypeError(f"the logits must be floating-point tensors [B, K], got {got}")
+    shapes = [list(one.shape) for one in logits]
+    if len(shapes[0]) != 2 or any(shape != shapes[0] for shape in shapes):
+        raise ValueError(f"the logits must have one shape [B, K], got {shapes}")
+    if 0 in shapes[0]:
+        raise ValueError(f"the logits must be [B, K] of at least one sample and one class, got {shapes[0]}")
+
+
 def check_classes(logits: Tensor, teacher: Tensor) -> None:
     """Refuse a teacher that answers other samples or classes than the student, before they are broadcast.
 
@@ -104,14 +122,33 @@ def check_classes(logits: Tensor, teacher: Tensor) -> None:
         )
 
 
-def check_labels(y: Tensor, logits: Tensor) -> None:
-    """Refuse what are no labels for the samples of ``logits``.
+def check_label_shape(y: Tensor, logits: Tensor) -> None:
+    """Refuse what has not one label for each sample of ``logits``.
 
     Raises:
+        TypeError: if they are no tensor.
         ValueError: giving dtype and shape.
     """
+    if not isinstance(y, Tensor):
+        raise TypeError(f"`y` must be a tensor of labels, int64 [{len(logits)}], got {type(y).__name__}")
     if y.dtype != torch.int64 or y.shape != logits.shape[:1]:
         raise ValueError(f"`y` must be labels, int64 [{len(logits)}], got {y.dtype} {list(y.shape)}")
+
+
+def check_labels(y: Tensor, logits: Tensor) -> None:
+    """Refuse what are no labels for the samples of ``logits``; values on the CPU only, where looking is free.
+
+    Raises:
+        TypeError: if they are no tensor.
+        ValueError: giving dtype and shape, or the range.
+    """
+    check_label_shape(y, logits)
+    # Elsewhere it would wait for the device. There is no label to be ignored, such as cross-entropy's -100.
+    if y.device.type == "cpu" and len(y) and not 0 <= int(y.min()) <= int(y.max()) < logits.shape[1]:
+        raise ValueError(
+            f"`y` must be labels in 0..{logits.shape[1] - 1} for {logits.shape[1]} classes, "
+            f"got {int(y.min())}..{int(y.max())}"
+        )
 
 
 def check_answers(*logits: Tensor, teacher: Tensor) -> None:
@@ -122,11 +159,14 @@ def check_answers(*logits: Tensor, teacher: Tensor) -> None:
         teacher: the teacher's log-probabilities, [B, K].
 
     Raises:
-        ValueError: for shapes that do not go together, or a teacher's answer that holds no log-probabilities.
+        TypeError: if an answer is no floating-point tensor.
+        ValueError: for shapes that do not go together, an empty batch, or a teacher's answer that holds no
+            log-probabilities.
     """
-    shapes = [list(one.shape) for one in logits]
-    if len(shapes[0]) != 2 or any(shape != shapes[0] for shape in shapes):
-        raise ValueError(f"the student's logits must be [B, K], of one shape, got {shapes}")
+    check_logits(*logits)
+    if not isinstance(teacher, Tensor) or not teacher.is_floating_point():
+        got = teacher.dtype if isinstance(teacher, Tensor) else type(teacher).__name__
+        raise TypeError(f"the teacher's answer must be log-probabilities, a floating-point tensor [B, K], got {got}")
     check_classes(logits[0], teacher)
     if teacher.device.type != "cpu":
         return

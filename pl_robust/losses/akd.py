@@ -18,6 +18,7 @@ from pl_robust.attacks import Attack
 from pl_robust.losses._soft_labels import (
     check_answers,
     check_classes,
+    check_label_shape,
     check_labels,
     divergence,
     log_softmax,
@@ -58,9 +59,14 @@ def distillation_loss(
         A scalar, in nats; float32 for half precision.
 
     Raises:
-        TypeError: if the weight or temperature is no number.
-        ValueError: if one is not as described, shapes do not fit, or, on the CPU, where looking is free, the teacher's
-            answers are no log-probabilities.
+        TypeError: for another type.
+        ValueError: if a number is not as described, shapes do not fit, the batch is empty, or, on the CPU,
+            where looking is free, the teacher's answers are no log-probabilities.
+
+    Example:
+        >>> uniform = torch.tensor([[0.5, 0.5]]).log()
+        >>> distillation_loss(torch.zeros(1, 2), torch.tensor([0]), uniform, teacher_weight=0.5)  # log 2
+        tensor(0.6931)
     """
     check_answers(logits, teacher=teacher_log_probabilities)
     check_labels(y, logits)
@@ -165,7 +171,7 @@ class AKD(Distillation):
         if self.attack_objective == "label":
             x_adv = attack(net, x, y)
         elif self.attack_objective == "mixture":
-            check_labels(y, log_teacher)
+            check_label_shape(y, log_teacher)
             loss = partial(_mixture, weight=weight, temperature=self.temperature)
             x_adv = attack(net, x, y, loss=loss, targets=torch.cat([y[:, None], log_teacher], 1))
         else:

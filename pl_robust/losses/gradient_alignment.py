@@ -58,7 +58,8 @@ def gradient_alignment(
         check: whether to check values (NaN, labels), which waits for an accelerator.
 
     Returns:
-        A scalar in [0, 2], differentiable in the model's parameters; 0 if no sample has both gradients.
+        A scalar in [0, 2], differentiable in the model's parameters; 0 if no sample has both gradients, NaN if one of
+        them is not finite.
 
     Raises:
         TypeError: for a wrong dtype.
@@ -66,10 +67,8 @@ def gradient_alignment(
     """
     check_choices(normalization, batch_norm)
     ball = ThreatModel(parse_radius(eps, "eps"), norm, bounds=None)
-    if start_gradient is not None and start_gradient.shape != x.shape:
-        raise ValueError(
-            f"`start_gradient` must have the shape of `x`, {list(x.shape)}, got {list(start_gradient.shape)}"
-        )
+    if start_gradient is not None:
+        _check_start_gradient(start_gradient, x)
     with under_attack(
         model, x, y, bounds=None, loss=loss, normalization=normalization, batch_norm=batch_norm, check=check
     ) as target:
@@ -80,11 +79,20 @@ def gradient_alignment(
             gradient, _, _ = target.gradient(near, create_graph=True)
     # Below this the derivative of a direction, 1 / norm, overflows.
     floor = torch.finfo(gradient.dtype).tiny ** 0.5
-    has_norm = gradient.detach().abs().flatten(1).amax(1) > floor
+    # Not `> floor`: NaN, of a network that has diverged, stays.
+    has_norm = ~(gradient.detach().abs().flatten(1).amax(1) <= floor)
     gradient = torch.where(has_norm.view(-1, *[1] * (x.dim() - 1)), gradient, 0.0)
     cosines, defined = gradient_cosine(start_gradient.detach(), gradient)
     # Not by boolean indexing, whose result's size would have to come back from an accelerator.
     return torch.where(defined, 1 - cosines, 0.0).sum() / defined.sum().clamp_min(1)
+
+
+def _check_start_gradient(gradient: Tensor, x: Tensor) -> None:
+    if not isinstance(gradient, Tensor) or not gradient.is_floating_point():
+        got = gradient.dtype if isinstance(gradient, Tensor) else type(gradient).__name__
+        raise TypeError(f"`start_gradient` must be input gradients, floating point, got {got}")
+    if isinstance(x, Tensor) and gradient.shape != x.shape:  # `x` itself is checked later
+        raise ValueError(f"`start_gradient` must have the shape of `x`, {list(x.shape)}, got {list(gradient.shape)}")
 
 
 def gradient_cosine(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
@@ -108,20 +116,26 @@ def _unit(rows: Tensor, defined: Tensor) -> Tensor:
     return F.normalize(rows / rows.detach().abs().amax(1, keepdim=True), dim=1)
 
 
-def gradient_alignment_weight(eps: float) -> float:
+def gradient_alignment_weight(eps: float | str) -> float:
     r"""The weight that the authors' code gives GradAlign on CIFAR-10.
 
     :math:`\lambda = 0.02 \cdot 10^{255\epsilon / 8}`: 0.2 at eps 8/255.
 
     Args:
-        eps: linf radius for images in [0, 1], at most 16/255.
+        eps: linf radius for images in [0, 1], at most 16/255; a float or ``"8/255"``.
 
     Raises:
+        TypeError: if ``eps`` is no number.
         ValueError: beyond 16/255, where nothing was published and the exponential runs away.
+
+    Example:
+        >>> round(gradient_alignment_weight("8/255"), 6)
+        0.2
     """
+    eps = parse_number(eps, "eps")
     if not 0 <= eps <= _LARGEST_PUBLISHED * (1 + 1e-6):
         raise ValueError(
-            f"the published weight of GradAlign holds for eps from 0 to 16/255, got {eps:.4g}: give a `weight`"
+            f"the published weight of GradAlign holds for `eps` from 0 to 16/255, got {eps:.4g}: give a `weight`"
         )
     return 0.02 * math.exp(255 * eps * math.log(10) / 8)
 

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pl_robust.losses._soft_labels import check_logits
+
 
 def jsd_consistency(logits_clean: Tensor, *logits_augmented: Tensor) -> Tensor:
     r"""Jensen-Shannon divergence of a network's answers to several views of the same images.
@@ -27,14 +29,17 @@ def jsd_consistency(logits_clean: Tensor, *logits_augmented: Tensor) -> Tensor:
         A scalar, in nats; float32 for half precision and under autocast.
 
     Raises:
-        ValueError: if there is only one view, or the logits are not all of one shape [B, K].
+        TypeError: if the logits are no floating-point tensors.
+        ValueError: if there is only one view, the logits are not all of one shape [B, K], or the batch is empty.
+
+    Example:
+        >>> jsd_consistency(torch.tensor([[100.0, 0.0]]), torch.tensor([[0.0, 100.0]]))  # log 2
+        tensor(0.6931)
     """
     logits = (logits_clean, *logits_augmented)
-    shapes = [list(one.shape) for one in logits]
     if len(logits) < 2:
         raise ValueError("`jsd_consistency` compares at least 2 views, got the logits of 1")
-    if len(shapes[0]) != 2 or any(shape != shapes[0] for shape in shapes):
-        raise ValueError(f"the logits of all views must have one shape [B, K], got {shapes}")
+    check_logits(*logits)
     stacked = torch.stack([one.float() if one.dtype.itemsize < 4 else one for one in logits])
     logs = F.log_softmax(stacked, dim=2)
     mixture = logs.exp().mean(0).clamp(1e-7, 1).log()

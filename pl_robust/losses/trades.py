@@ -6,16 +6,13 @@ Zhang, Yu, Jiao, Xing, El Ghaoui, Jordan, "Theoretically principled trade-off be
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pl_robust._number import parse_number
 from pl_robust.attacks import Attack
 from pl_robust.attacks._target import batch_norm_mode
-from pl_robust.losses._soft_labels import divergence, log_softmax
+from pl_robust.losses._soft_labels import check_labels, check_logits, divergence, log_softmax, parse_weight
 from pl_robust.losses.regularizer import Regularizer
 
 
@@ -33,9 +30,17 @@ def trades_loss(logits: Tensor, logits_adv: Tensor, y: Tensor, *, beta: float = 
         beta: weight of the divergence; the paper's 1 / lambda.
 
     Returns:
-        A scalar.
+        A scalar; float32 for half precision.
+
+    Raises:
+        TypeError: for another type.
+        ValueError: if ``beta`` is negative or not finite, shapes do not fit, the batch is empty, or, on the CPU, where
+            looking is free, labels are out of range.
     """
-    return F.cross_entropy(logits, y) + beta * divergence(logits_adv, log_softmax(logits)).mean()
+    check_logits(logits, logits_adv)
+    check_labels(y, logits)
+    log_clean = log_softmax(logits)
+    return F.nll_loss(log_clean, y) + parse_weight(beta, "beta") * divergence(logits_adv, log_clean).mean()
 
 
 class TRADES(Regularizer):
@@ -54,9 +59,7 @@ class TRADES(Regularizer):
     """
 
     def __init__(self, beta: float | str = 6.0) -> None:
-        self.beta = parse_number(beta, "beta")
-        if not 0 <= self.beta < math.inf:
-            raise ValueError(f"`beta` must be finite and at least 0, got {beta!r}")
+        self.beta = parse_weight(beta, "beta")
 
     def check(self, attack: Attack) -> None:
         """Refuse an attack that starts at x."""

@@ -61,5 +61,7 @@ def read_clean(baseline: Baseline) -> float:
     if isinstance(baseline, str):
         return ALEXNET_CLEAN_ERROR
     if CLEAN not in baseline:
-        raise ValueError(f"`relative`=True needs the baseline's error on clean images: `baseline[{CLEAN!r}]`")
+        raise ValueError(
+            f"`relative`=True needs the baseline's error on clean images: `baseline[{CLEAN!r}]`, got {list(baseline)}"
+        )
     return _read_rate(baseline[CLEAN], CLEAN)

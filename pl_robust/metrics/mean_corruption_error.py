@@ -41,7 +41,29 @@ def mean_corruption_error(errors: Tensor, baseline: Tensor | None = None) -> Ten
 
     Returns:
         [], in percent.
+
+    Raises:
+        TypeError: if an argument is no floating-point tensor.
+        ValueError: if they are not of one shape [K, S] with at least one type and severity, or a type's errors of the
+            baseline do not sum to more than 0.
+
+    Example:
+        >>> errors, baseline = torch.tensor([[0.2, 0.4]]), torch.tensor([[0.5, 0.7]])  # one type, two severities
+        >>> mean_corruption_error(errors, baseline)
+        tensor(50.)
     """
+    _check_rates(errors, "errors")
+    if baseline is not None:
+        _check_rates(baseline, "baseline")
+        if baseline.shape != errors.shape:
+            raise ValueError(
+                f"`baseline` must have the shape of `errors`, {list(errors.shape)}, got {list(baseline.shape)}"
+            )
+        if not bool((baseline.sum(1) > 0).all()):
+            raise ValueError(
+                "`baseline` must hold errors of each type that sum to more than 0, to divide by, got sums "
+                f"{baseline.sum(1).tolist()}"
+            )
     return corruption_errors(errors, baseline).mean()
 
 
@@ -110,7 +132,8 @@ class MeanCorruptionError(Metric):
         """Count a batch.
 
         Args:
-            preds: logits or probabilities, floating point [B, classes], or classes, integer [B].
+            preds: logits or probabilities, floating point [B, classes], or classes, integer [B]. A sample with NaN
+                counts as wrong.
             target: true classes, integer [B].
             name: the batch's corruption type, or ``"clean"``.
             severity: its severity, 0 for clean images.
@@ -194,6 +217,16 @@ class MeanCorruptionError(Metric):
                 )
 
 
+def _check_rates(rates: Tensor, name: str) -> None:
+    if not isinstance(rates, Tensor) or not rates.is_floating_point():
+        got = rates.dtype if isinstance(rates, Tensor) else type(rates).__name__
+        raise TypeError(f"`{name}` must be error rates, a floating-point tensor [K, S], got {got}")
+    if rates.dim() != 2 or rates.numel() == 0:
+        raise ValueError(
+            f"`{name}` must be error rates [K, S] of at least one type and severity, got {list(rates.shape)}"
+        )
+
+
 def check_corruptions(corruptions: Sequence[str]) -> tuple[str, ...]:
     """Refuse what is no list of different corruption types, and give it as a tuple.
 
@@ -201,7 +234,8 @@ def check_corruptions(corruptions: Sequence[str]) -> tuple[str, ...]:
         TypeError: if it is no sequence of names.
         ValueError: if it is empty, holds a name twice, or ``"clean"``.
     """
-    if isinstance(corruptions, str) or not all(isinstance(name, str) for name in corruptions):
+    is_list = isinstance(corruptions, Sequence) and not isinstance(corruptions, str)
+    if not is_list or not all(isinstance(name, str) for name in corruptions):
         raise TypeError(f"`corruptions` must be a list of names such as ['fog', 'snow'], got {corruptions!r}")
     names = tuple(corruptions)
     if not names or len(set(names)) < len(names) or CLEAN in names:
@@ -226,12 +260,19 @@ def check_severities(severities: Sequence[int]) -> tuple[int, ...]:
 
 
 def _count_correct(preds: Tensor, target: Tensor) -> Tensor:
-    if target.dim() != 1 or target.dtype.is_floating_point or target.dtype == torch.bool:
+    for tensor, name in ((preds, "preds"), (target, "target")):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"`{name}` must be a tensor, got {type(tensor).__name__}")
+    if target.dim() != 1 or target.dtype.is_floating_point or target.dtype.is_complex or target.dtype == torch.bool:
         raise ValueError(f"`target` must be classes, integer [B], got {target.dtype} {list(target.shape)}")
     is_scores = preds.dtype.is_floating_point
-    if preds.dim() != 1 + is_scores or len(preds) != len(target) or preds.dtype == torch.bool:
+    is_number = preds.dtype != torch.bool and not preds.dtype.is_complex
+    if not is_number or preds.dim() != 1 + is_scores or len(preds) != len(target) or 0 in preds.shape[1:]:
         raise ValueError(
             f"`preds` must be scores, floating point [{len(target)}, classes], or classes, integer [{len(target)}], "
             f"for `target` of shape {list(target.shape)}, got {preds.dtype} {list(preds.shape)}"
         )
-    return ((preds.argmax(1) if is_scores else preds) == target).sum()
+    if not is_scores:
+        return (preds == target).sum()
+    # Scores with NaN are no answer; argmax would take the NaN for the largest.
+    return ((preds.argmax(1) == target) & ~preds.isnan().any(1)).sum()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad_and_value, vmap
+from torch.func import grad_and_value, vmap
+
+from pl_robust._call_with import call_with
 
 # Points of all tasks that are adapted at once where no graph is kept: 64 MiB for each layer of width 256.
 _POINTS_AT_ONCE = 2**16
@@ -40,7 +42,7 @@ def inner_loop(
     start: dict[str, Tensor] = {name: value for name, value in net.named_parameters() if value.requires_grad}
 
     def squared_error(parameters: dict[str, Tensor], target: Tensor) -> Tensor:
-        prediction: Tensor = functional_call(net, parameters, (coordinates,))
+        prediction: Tensor = call_with(net, parameters, coordinates)
         if prediction.shape != target.shape:
             raise ValueError(
                 f"`net` must give {target.shape[-1]} values, the channels of the images, at each of the "

@@ -7,12 +7,13 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import vmap
 from torch.optim import Adam
 from torch.optim.optimizer import Optimizer
 from torchmetrics import MeanMetric, MetricCollection
 
 from pl_robust._batch import take_entry
+from pl_robust._call_with import call_with
 from pl_robust._dataloaders import count_real, flatten_loaders, loader_names
 from pl_robust._lightning import LightningModule, LRSchedulerCallable, OptimizerCallable, unsavable
 from pl_robust._number import parse_number
@@ -187,7 +188,7 @@ class INRMetaLearning(LightningModule):
         images = self._images(batch)
         adapted = self.adapt(images)
         coordinates, _ = self._tasks(images)
-        rebuilt = vmap(lambda parameters: functional_call(self.net, parameters, (coordinates,)))(adapted)
+        rebuilt = vmap(lambda parameters: call_with(self.net, parameters, coordinates))(adapted)
         pixels: Tensor = rebuilt.transpose(1, 2).reshape(images.shape)
         return pixels
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten
 
 
 class Hollow(Tensor):
@@ -42,9 +42,9 @@ class Hollow(Tensor):
         # RuntimeError: meta tensors meet others, of which this must not be the last word.
         with torch._C.DisableTorchFunctionSubclass(), suppress(RuntimeError):
             given = func(*args, **(kwargs or {}))
-            if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(given)):
+            if not any(isinstance(leaf, Tensor) for leaf in tree_flatten(given)[0]):
                 return given
-        leaves = tree_leaves((args, kwargs))
+        leaves, _ = tree_flatten((args, kwargs))
         name = next((leaf.about[0] for leaf in leaves if isinstance(leaf, Hollow)), "?")
         raise ValueError(
             f"{name!r} of the model is read past its layer, where a linearization cannot put its value: a partial, a "

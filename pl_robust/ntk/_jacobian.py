@@ -9,8 +9,9 @@ from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jvp
+from torch.func import jvp
 
+from pl_robust._call_with import call_with
 from pl_robust.ntk._heads import Head
 from pl_robust.ntk._model import as_outputs, plain, reads_hidden_parameters
 
@@ -180,7 +181,7 @@ class Jacobian:
 
     def _values(self, x: Tensor, head: Head | None, parameters: dict[str, Tensor] | None = None) -> Tensor:
         x = plain(x)
-        given = self._model(x) if parameters is None else functional_call(self._model, parameters, (x,))
+        given = self._model(x) if parameters is None else call_with(self._model, parameters, x)
         outputs = as_outputs(given, len(x))
         return outputs if head is None else head(outputs)
 

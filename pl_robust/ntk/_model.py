@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
+from pl_robust._call_with import call_with
 from pl_robust._probe import probe
 
 _FEW = 4  # samples to try the model on
@@ -123,13 +123,13 @@ def check_inputs(x: Tensor, parameters: dict[str, nn.Parameter], name: str = "x"
             raise ValueError(f"`{name}` holds NaN or infinite values in samples {samples}")
 
 
-def outputs_of(model: nn.Module, x: Tensor) -> Tensor:
+def outputs_of(model: nn.Module, x: Tensor, name: str = "x") -> Tensor:
     """The model's outputs [N, C] at inputs [N, ...]; what it gives as [N] becomes [N, 1].
 
     Raises:
         ValueError: if it gives something else.
     """
-    return as_outputs(model(x), len(x))
+    return as_outputs(_forward(model, x, name), len(x))
 
 
 def check_vector(vector: Tensor, name: str, model: nn.Module, x: Tensor, inputs: str = "x") -> Tensor:
@@ -258,7 +258,7 @@ def reads_hidden_parameters(model: nn.Module, parameters: Mapping[str, nn.Parame
         x: some inputs [n, ...].
     """
     others = {name: plain(parameter) for name, parameter in parameters.items()}
-    outputs = as_outputs(functional_call(model, others, (plain(x),)), len(x))
+    outputs = as_outputs(call_with(model, others, plain(x)), len(x))
     if not outputs.requires_grad:  # nothing that was put in does
         return False
     used = torch.autograd.grad(outputs.sum(), list(parameters.values()), allow_unused=True)

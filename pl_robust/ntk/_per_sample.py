@@ -7,8 +7,9 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vjp, vmap
+from torch.func import vjp, vmap
 
+from pl_robust._call_with import call_with
 from pl_robust.ntk._model import as_outputs, reads_hidden_parameters
 from pl_robust.ntk._readout import Readout
 
@@ -48,7 +49,7 @@ def _together(
 
     def gradients(sample: Tensor) -> dict[str, Tensor]:
         def values(changed: dict[str, Tensor]) -> Tensor:
-            return readout(as_outputs(functional_call(model, changed, (sample[None],)), 1))[0]
+            return readout(as_outputs(call_with(model, changed, sample[None]), 1))[0]
 
         given, pull, *_ = vjp(values, constants)
         rows = [pull(row)[0] for row in torch.eye(len(given), dtype=given.dtype, device=given.device)]

@@ -85,6 +85,8 @@ def empirical_ntk(
     with derivatives(model), torch.no_grad():
         with torch.enable_grad():  # which a model may need inside
             few = outputs_of(model, plain(x1[:4])).detach()
+            if x2 is not None:
+                outputs_of(model, x2[:1], "x2")
         heads = heads_of(outputs, few.shape[1])
         if callable(outputs):
             check_rows(outputs, few)

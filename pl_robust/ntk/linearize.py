@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp
 
+from pl_robust._compiling import is_compiling
 from pl_robust.ntk._hollow import Hollow
 from pl_robust.ntk._model import _formula_of_attention, _slow_path_of_attention, check_embeddings, same_attributes
 from pl_robust.ntk._normalization import FormulaOfNormalization
@@ -144,7 +145,7 @@ class LinearizedModel(nn.Module):
             _forward_mode(x.device.type),
             _plain_recurrence() if self._is_recurrent else nullcontext(),
             FormulaOfNormalization(),
-            nullcontext() if torch.compiler.is_compiling() else same_attributes(self._layers[0]),
+            nullcontext() if is_compiling() else same_attributes(self._layers[0]),
         ):
             if x.dtype in (torch.float16, torch.bfloat16):  # an autocast region made it
                 x = x.to(next(iter(displacement.values())).dtype)
@@ -161,7 +162,7 @@ class LinearizedModel(nn.Module):
                     )
                 return outputs
 
-            if not (self._is_checked or torch.compiler.is_compiling()):
+            if not (self._is_checked or is_compiling()):
                 with torch.enable_grad():  # nothing that goes in has a gradient
                     if model({}, x.detach()).requires_grad:
                         raise ValueError(

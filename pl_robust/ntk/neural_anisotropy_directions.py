@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vjp, vmap
+from torch.func import vjp, vmap
 
+from pl_robust._call_with import call_with
 from pl_robust._number import check_count
 from pl_robust.ntk._model import as_outputs, check_model, derivatives, plain
 
@@ -135,7 +136,7 @@ def _gram_product(
     one = shift.new_ones(())
 
     def value(theta: dict[str, Tensor], shift: Tensor) -> Tensor:
-        outputs = as_outputs(functional_call(model, theta, (points + shift,)), len(points))
+        outputs = as_outputs(call_with(model, theta, points + shift), len(points))
         return outputs[:, _index(output, outputs.shape[1])].mean()
 
     def slope(theta: dict[str, Tensor]) -> Tensor:

@@ -192,7 +192,10 @@ def _choose(landmarks: int | Sequence[int] | Tensor, count: int, generator: torc
             raise ValueError(f"`landmarks` must be at most the number of samples, {count}, got {landmarks}")
         place = torch.device("cpu") if generator is None else generator.device
         return torch.randperm(count, generator=generator, device=place)[:landmarks]
-    chosen = torch.as_tensor(landmarks)
+    try:
+        chosen = torch.as_tensor(landmarks)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"`landmarks` must be a number of samples, or their indices, got {landmarks!r}") from error
     if chosen.dim() != 1 or len(chosen) == 0 or chosen.is_floating_point() or chosen.dtype == torch.bool:
         raise ValueError(f"`landmarks` must be a number of samples, or the indices of at least one, got {landmarks!r}")
     low, high = int(chosen.min()), int(chosen.max())

@@ -76,13 +76,15 @@ def check_images(x: Tensor) -> None:
 
     Raises:
         TypeError: if ``x`` is not floating point.
-        ValueError: if ``x`` has not four dimensions.
+        ValueError: if ``x`` has not four dimensions, or images of no pixels.
     """
     if not isinstance(x, Tensor) or not x.is_floating_point():
         got = x.dtype if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(f"images must be a floating-point tensor in [0, 1], got {got}; divide uint8 images by 255")
     if x.ndim != 4:
         raise ValueError(f"images must be a batch [B, C, H, W], got shape {list(x.shape)}; a single one needs x[None]")
+    if 0 in x.shape[1:]:
+        raise ValueError(f"images must have at least one channel and one pixel, got shape {list(x.shape)}")
 
 
 @contextmanager

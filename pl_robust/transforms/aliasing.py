@@ -14,16 +14,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pl_robust._number import check_finite
 from pl_robust.transforms._frequencies import Frequencies, as_rows, ascending, distinct, groups, like, upright
 from pl_robust.transforms.spectrum import Spectrum
 
-_ROUNDING = 1e-9  # relative to the rate and the highest frequency
+_ROUNDING = 1e-9  # relative to the highest frequency
+_LARGEST = 2**53  # sampling rates: beyond, float64 does not tell one frequency from the next
 
 
 class LeakedComponents(NamedTuple):
     """What a signal has beyond the reach of the grid that it was fitted on; the strongest first.
 
-    Args:
+    Attributes:
         frequencies: [n, d], in the unit of the spectra.
         apparent: what they look like on the training grid, [n, d].
         amplitudes: on the full grid, [n].
@@ -52,7 +54,8 @@ def fold_frequencies(frequencies: Frequencies, sampling_rate: float | Sequence[f
 
     Raises:
         TypeError: if an argument is no number.
-        ValueError: if frequencies are not finite or have another shape, or the rate is not positive.
+        ValueError: if frequencies are not finite, have another shape or are 2**53 times the rate and more, or the rate
+            is not positive.
 
     Example:
         >>> fold_frequencies([23, 105, 151], sampling_rate=128).tolist()
@@ -75,7 +78,8 @@ def find_aliases(frequencies: Frequencies, sampling_rate: float | Sequence[float
 
     Raises:
         TypeError: if an argument is no number.
-        ValueError: if frequencies are not finite or have another shape, or the rate is not positive.
+        ValueError: if frequencies are not finite, have another shape or are 2**53 times the rate and more, or the rate
+            is not positive.
 
     Example:
         >>> find_aliases([0, 10, 23, 105], sampling_rate=128)
@@ -85,7 +89,7 @@ def find_aliases(frequencies: Frequencies, sampling_rate: float | Sequence[float
     rate = _check_rate(sampling_rate, rows.shape[1])
     if not len(rows):
         return []
-    tolerance = _tolerance(rows, rate)
+    tolerance = _tolerance(rows)
     rows = distinct(upright(rows, tolerance), tolerance)
     rows = rows[rows.norm(dim=1).argsort(stable=True)]
     folded = _fold(rows, rate)
@@ -121,7 +125,7 @@ def leaked_components(train: Spectrum, full: Spectrum, *, threshold: float = 0.0
             raise TypeError(f"`{name}` must be a Spectrum, as spectrum() gives it, got {type(one).__name__}")
         if not one.amplitudes.isfinite().all():
             raise ValueError(f"the amplitudes of `{name}` must be finite: the signal or the network has diverged")
-    if not threshold > 0:
+    if not check_finite(threshold, "threshold") > 0:
         raise ValueError(f"`threshold` must be positive, got {threshold!r}")
     if len(train.dim) != len(full.dim) or not math.isclose(train.extent, full.extent):
         raise ValueError(
@@ -133,7 +137,7 @@ def leaked_components(train: Spectrum, full: Spectrum, *, threshold: float = 0.0
         raise ValueError(f"`full` must have at least the points of `train`, {points[0]}, got {points[1]}")
     rows = torch.cartesian_prod(*full.frequencies).reshape(-1, len(full.dim))
     rate = torch.tensor(points[0], dtype=torch.float64) / train.extent
-    tolerance = _tolerance(rows, rate)
+    tolerance = _tolerance(rows)
     half = torch.tensor(points[1], dtype=torch.float64) / full.extent / 2
     rows = upright(rows, tolerance, (rows.abs() - half).abs() <= tolerance)
     rows = distinct(rows, tolerance)
@@ -161,13 +165,19 @@ def _check_rate(sampling_rate: float | Sequence[float], axes: int) -> Tensor:
     return rate.expand(axes)
 
 
-def _tolerance(rows: Tensor, rate: Tensor) -> float:
-    return _ROUNDING * max(float(rate.max()), float(rows.abs().max()) if rows.numel() else 0.0)
+def _tolerance(rows: Tensor) -> float:
+    # Not of the rate, too: on a very fine grid it would take low frequencies for none.
+    return _ROUNDING * float(rows.abs().max()) if rows.numel() else 0.0
 
 
 def _fold(rows: Tensor, rate: Tensor) -> Tensor:
-    tolerance = _tolerance(rows, rate)
-    rows = rows - rate * (rows / rate).round()
+    tolerance = _tolerance(rows)
+    turns = (rows / rate).round()
+    if (turns.abs() > _LARGEST).any():
+        raise ValueError(
+            f"frequencies must be less than 2**53 sampling rates, got {float(turns.abs().max()):g} of them"
+        )
+    rows = rows - rate * turns
     return upright(rows, tolerance, (rows.abs() - rate / 2).abs() <= tolerance)
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pl_robust._number import check_finite
 from pl_robust.transforms._primitive import BatchAugmentation, Primitive
 from pl_robust.transforms.prime import PRIME, PRIMEParameters
 
@@ -39,13 +40,14 @@ class AugMix(BatchAugmentation):
         depth: largest number of operations in a chain, 3 as published.
 
     Raises:
-        TypeError: if ``width`` or ``depth`` is no integer; for a batch that is not floating point.
+        TypeError: if ``width`` or ``depth`` is no integer, or ``severity`` no number; for a batch that is not floating
+            point.
         ValueError: if ``severity`` does not lie between 1 and 10, or a number is less than 1; for a batch that is no
             [B, C, H, W].
     """
 
     def __init__(self, *, severity: int = 3, width: int = 3, depth: int = 3) -> None:
-        if not 1 <= severity <= 10:
+        if not 1 <= check_finite(severity, "severity") <= 10:
             raise ValueError(
                 f"`severity` must lie between 1 and 10 (published: 3 for CIFAR, 1 for ImageNet), got {severity!r}"
             )
@@ -135,8 +137,8 @@ class Move(Primitive[Maps]):
         across, down = (maps[:, :, 0] * columns + maps[:, :, 1] * rows + maps[:, :, 2]).unbind(1)  # each [B, H, W]
         inside = (across >= 0) & (across < width) & (down >= 0) & (down < height)
         grid = torch.stack((2 * across / width - 1, 2 * down / height - 1), dim=-1)
-        moved = F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
-        return moved * inside[:, None]
+        moved = F.grid_sample(x.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
+        return (moved * inside[:, None]).to(x.dtype)
 
 
 def move(motion: Motion, amount: Tensor, height: int, width: int) -> Tensor:
@@ -172,7 +174,7 @@ class Levels(NamedTuple):
 
 def in_levels(x: Tensor) -> Tensor:
     """Images as 8-bit levels, 0 to 255, float."""
-    return (x * 255).round()
+    return (x.float() * 255).round()
 
 
 class Posterize(Primitive[Levels]):
@@ -190,7 +192,7 @@ class Posterize(Primitive[Levels]):
     def apply(self, x: Tensor, parameters: Levels) -> Tensor:
         """Posterize images: float [B, C, H, W] in [0, 1] -> the same."""
         step = parameters.levels.to(x.device)[:, None, None, None]
-        return (in_levels(x) / step).floor() * step / 255
+        return ((in_levels(x) / step).floor() * step / 255).to(x.dtype)
 
 
 class Solarize(Primitive[Levels]):
@@ -236,7 +238,8 @@ class Equalize(Primitive[tuple[()]]):
 
     def apply(self, x: Tensor, parameters: tuple[()]) -> Tensor:
         """Equalize images: float [B, C, H, W] in [0, 1] -> the same."""
-        levels = in_levels(x).long().flatten(2)
+        # Places in a table: what is no level must not lead out of it.
+        levels = in_levels(x).nan_to_num_().clamp_(0, 255).long().flatten(2)
         counts = torch.zeros(*levels.shape[:2], 256, dtype=torch.long, device=x.device)
         counts.scatter_add_(2, levels, torch.ones_like(levels))
         below = counts.cumsum(2) - counts  # how many pixels are darker than each level
@@ -244,4 +247,4 @@ class Equalize(Primitive[tuple[()]]):
         step = below.gather(2, levels.amax(2, keepdim=True)) // 255
         table = ((below + step // 2) // step.clamp(min=1)).clamp(max=255)
         equalized = torch.where(step > 0, table, torch.arange(256, device=x.device)).gather(2, levels)
-        return equalized.view(x.shape).to(x.dtype) / 255
+        return torch.where(x.isnan(), x, (equalized.view(x.shape) / 255).to(x.dtype))

@@ -126,7 +126,8 @@ def corrupt(
         generator: source of the seeds where none are given, on the CPU; None takes torch's global one.
 
     Returns:
-        Images of the same shape, dtype and device, multiples of 1/255 as near as the dtype has them; a new tensor.
+        Images of the same shape, dtype and device, multiples of 1/255 as near as float32 and the dtype have
+        them; a new tensor.
 
     Raises:
         TypeError: if ``x`` is not floating point, ``severity`` no integer, or ``seeds`` not int64.

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pl_robust._number import check_count
+
 # The frequencies (row, column) of the paper's five carriers on CIFAR-10, in its order.
 _PUBLISHED = ((0, 1), (1, 0), (1, 1), (2, 1), (1, 2))
 
@@ -32,13 +34,24 @@ def dct_carrier(num_classes: int = 10, size: int | tuple[int, int] = 32) -> Tens
         float32 [num_classes, 1, H, W] with values -1 and +1. It broadcasts over channels: ``x + beta * V[y]``.
 
     Raises:
+        TypeError: if a number is no integer.
         ValueError: if a number is not positive, or the size has too few frequencies for ``num_classes``.
+
+    Example:
+        >>> dct_carrier(num_classes=2, size=2)[:, 0]
+        tensor([[[ 1., -1.],
+                 [ 1., -1.]],
+        <BLANKLINE>
+                [[-1.,  1.],
+                 [-1.,  1.]]])
     """
-    height, width = (size, size) if isinstance(size, int) else size
-    if height < 1 or width < 1:
+    sides = tuple(size) if isinstance(size, tuple | list) else (size, size)
+    if len(sides) != 2:
         raise ValueError(f"`size` must be a positive integer or two of them (height, width), got {size!r}")
-    if num_classes < 1:
-        raise ValueError(f"`num_classes` must be a positive integer, got {num_classes!r}")
+    for side in sides:
+        check_count(side, "size")
+    check_count(num_classes, "num_classes")
+    height, width = sides
     rows, columns = _signs(height), _signs(width)
     usable = [frequency for frequency in _order(height, width) if frequency[0] in rows and frequency[1] in columns]
     count = (num_classes + 1) // 2

@@ -12,6 +12,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
+from pl_robust._compiling import is_compiling
 from pl_robust._number import check_count
 
 
@@ -37,10 +38,16 @@ def dct_low_pass(x: Tensor, bandwidth: int | tuple[int, int]) -> Tensor:
     Raises:
         TypeError: if ``x`` is not float, or ``bandwidth`` not an integer.
         ValueError: if ``x`` is no image, or ``bandwidth`` less than 1 or larger than the image.
+
+    Example:
+        >>> x = torch.tensor([[[[1.0, 3.0], [1.0, 3.0]]]])
+        >>> dct_low_pass(x, bandwidth=1).flatten().round(decimals=4)  # the mean is left
+        tensor([2., 2., 2., 2.])
     """
     rows, columns = _check_bandwidth(bandwidth)
-    if not x.is_floating_point():
-        raise TypeError(f"`x` must be float [..., H, W], got {x.dtype}; turn the images into floats first")
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        got = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"`x` must be float [..., H, W], got {got}; turn the images into floats first")
     if x.ndim < 2:
         raise ValueError(f"`x` must be float [..., H, W], got shape {list(x.shape)}")
     height, width = x.shape[-2:]
@@ -50,9 +57,8 @@ def dct_low_pass(x: Tensor, bandwidth: int | tuple[int, int]) -> Tensor:
             "one as large as the size keeps every frequency"
         )
     dtype = torch.promote_types(x.dtype, torch.float32)
-    # torch.compile makes the matrices part of its graph and warns of a cache in between; torch tells so from 2.3 on.
-    is_compiling = getattr(torch.compiler, "is_compiling", bool)()
-    projector = _projector.__wrapped__ if is_compiling else _projector
+    # torch.compile makes the matrices part of its graph and warns of a cache in between.
+    projector = _projector.__wrapped__ if is_compiling() else _projector
     with torch.autocast(x.device.type, enabled=False):
         vertical = projector(height, rows, dtype, x.device)
         horizontal = projector(width, columns, dtype, x.device)

@@ -32,6 +32,10 @@ def polynomial_order(degree: int, num_layers: int) -> int:
     Raises:
         TypeError: if a number is no integer.
         ValueError: if a number is less than 1.
+
+    Example:
+        >>> polynomial_order(degree=2, num_layers=3)
+        4
     """
     check_count(degree, "degree")
     check_count(num_layers, "num_layers")

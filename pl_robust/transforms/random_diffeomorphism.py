@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pl_robust._number import check_count, check_finite
 from pl_robust.transforms._primitive import Primitive, in_float32
 
 _LEAST_CUT = 2
@@ -42,14 +43,14 @@ class RandomDiffeomorphism(Primitive[DiffeomorphismParameters]):
         strength: factor of the displacement; 1 as published, 0 is the identity.
 
     Raises:
+        TypeError: if ``max_cut`` is no integer, or ``strength`` no number.
         ValueError: if ``max_cut`` is less than 3, or ``strength`` negative or not finite; in use, if an image is less
             than 3 pixels high or wide, of which none lies inside the border.
     """
 
     def __init__(self, max_cut: int = 100, strength: float = 1.0) -> None:
-        if max_cut < _LEAST_CUT + 1:
-            raise ValueError(f"`max_cut` must be an integer of at least {_LEAST_CUT + 1}, got {max_cut!r}")
-        if not 0 <= strength < math.inf:
+        check_count(max_cut, "max_cut", least=_LEAST_CUT + 1)
+        if check_finite(strength, "strength") < 0:
             raise ValueError(f"`strength` must be finite and at least 0, got {strength!r}")
         self.max_cut = max_cut
         self.strength = strength

@@ -6,13 +6,13 @@ corruptions", ECCV 2022, https://arxiv.org/abs/2112.13547.
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pl_robust._number import check_count, check_finite
 from pl_robust.transforms._primitive import Primitive, in_float32
 
 
@@ -34,13 +34,15 @@ class RandomFilter(Primitive[FilterParameters]):
         kernel_size: side of the kernel in pixels, odd.
 
     Raises:
+        TypeError: if ``sigma`` is no number, or ``kernel_size`` no integer.
         ValueError: if ``sigma`` is negative or not finite, or ``kernel_size`` not a positive odd integer.
     """
 
     def __init__(self, sigma: float = 4.0, kernel_size: int = 3) -> None:
-        if not 0 <= sigma < math.inf:
+        if check_finite(sigma, "sigma") < 0:
             raise ValueError(f"`sigma` must be finite and at least 0, got {sigma!r}")
-        if kernel_size < 1 or kernel_size % 2 == 0:
+        check_count(kernel_size, "kernel_size")
+        if kernel_size % 2 == 0:
             raise ValueError(
                 f"`kernel_size` must be a positive odd integer, so that it has a centre, got {kernel_size!r}"
             )

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pl_robust._number import check_count
+from pl_robust._number import check_count, check_finite
 from pl_robust.transforms._primitive import Primitive, in_float32
 
 _PER_PERIOD = 16
@@ -41,7 +41,7 @@ class RandomSmoothColor(Primitive[ColorParameters]):
         band: largest number of frequencies; None means all up to K (CIFAR), 20 is that of ImageNet.
 
     Raises:
-        TypeError: if ``cut`` or ``band`` is no integer.
+        TypeError: if ``cut`` or ``band`` is no integer, or ``max_strength`` no number.
         ValueError: if one of them is less than 1, or ``max_strength`` negative or not finite.
     """
 
@@ -49,7 +49,7 @@ class RandomSmoothColor(Primitive[ColorParameters]):
         check_count(cut, "cut")
         if band is not None:
             check_count(band, "band")
-        if not 0 <= max_strength < math.inf:
+        if check_finite(max_strength, "max_strength") < 0:
             raise ValueError(f"`max_strength` must be finite and at least 0, got {max_strength!r}")
         self.cut = cut
         self.max_strength = max_strength
@@ -83,7 +83,7 @@ class RandomSmoothColor(Primitive[ColorParameters]):
             s = values.clamp(0, 1).mul_(intervals)
             left = s.floor().clamp_(max=intervals - 1)
             s -= left
-            index = left.long()
+            index = left.nan_to_num_().long()  # of NaN any place will do: `s` and so the result stay NaN
             del left
             # Cubic Hermite interpolation in Horner's form, slopes per interval; in place, to save memory.
             added, d0 = height.gather(2, index), slope.gather(2, index)

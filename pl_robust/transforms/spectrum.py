@@ -79,7 +79,10 @@ class Spectrum:
         for sign in (1, -1):
             inside[tuple((sign * bins % points).T)] = True
         weights = torch.where(_paired(inside.shape), 0.25, 1.0).to(self.amplitudes)  # both bins of a pair are there
-        energies = self.amplitudes.movedim(self.dim, tuple(range(len(self.dim)))).square()
+        amplitudes = self.amplitudes.movedim(self.dim, tuple(range(len(self.dim))))
+        # By the largest first: squares of small ones underflow, and a weak signal would pass for none.
+        largest = amplitudes.amax(tuple(range(len(self.dim))), keepdim=True)
+        energies = (amplitudes / torch.where(largest == 0, 1.0, largest)).square()
         energies = energies * weights.reshape(weights.shape + (1,) * (energies.ndim - weights.ndim))
         energies = energies.flatten(0, len(self.dim) - 1)
         outside = energies[~inside.flatten().to(energies.device)].sum(0)
@@ -122,13 +125,21 @@ def spectrum(
         Amplitudes, in float32 or better, and their frequencies.
 
     Raises:
-        TypeError: if ``values`` are no tensor, or not real and floating point.
+        TypeError: if ``values`` are no tensor, or not real and floating point, or an axis is no integer.
         ValueError: if there are no such axes or no values, or the range is not finite with low < high.
+
+    Example:
+        >>> tone = 0.5 * torch.sin(2 * torch.pi * 3 * torch.arange(16) / 16)
+        >>> round(spectrum(tone, coordinate_range=(0, 1)).at([3.0]).item(), 6)
+        0.5
     """
     if not isinstance(values, Tensor) or not values.is_floating_point():
         got = values.dtype if isinstance(values, Tensor) else type(values).__name__
         raise TypeError(f"`values` must be a tensor, real and floating point, got {got}")
-    axes = tuple(range(values.ndim)) if dim is None else (dim,) if isinstance(dim, int) else tuple(dim)
+    given = range(values.ndim) if dim is None else dim if isinstance(dim, Sequence) else (dim,)
+    axes = tuple(given)
+    if not all(isinstance(axis, int) and not isinstance(axis, bool) for axis in axes):
+        raise TypeError(f"`dim` must be an axis or several, integers, got {dim!r}")
     if not axes or not all(-values.ndim <= axis < values.ndim for axis in axes):
         raise ValueError(f"`dim` must name axes of values of shape {list(values.shape)}, got {dim!r}")
     axes = tuple(axis % values.ndim for axis in axes)

@@ -184,3 +184,8 @@ def test_scaled_attacks_keep_their_shape() -> None:
         attack.scaled(-1)
     with pytest.raises(ValueError, match=r"must not be larger than the width of bounds"):
         attack.scaled(6)
+
+
+def test_a_factor_that_is_no_number_is_refused() -> None:
+    with pytest.raises(TypeError, match="`factor` must be a number, got None"):
+        FGSM(0.1).scaled(None)  # type: ignore[arg-type]

@@ -130,9 +130,9 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
     ),
     (
         lambda: ard_loss(LOGITS[0], LOGITS, Y, TEACHER),
-        r"logits must be \[B, K\], of one shape, got \[\[5\], \[6, 5\]\]",
+        r"logits must have one shape \[B, K\], got \[\[5\], \[6, 5\]\]",
     ),
-    (lambda: rslad_loss(LOGITS, LOGITS[:1], TEACHER), r"of one shape, got \[\[6, 5\], \[1, 5\]\]"),
+    (lambda: rslad_loss(LOGITS, LOGITS[:1], TEACHER), r"one shape \[B, K\], got \[\[6, 5\], \[1, 5\]\]"),
     (lambda: iad_loss(LOGITS, LOGITS, Y, TEACHER, LOGITS), r"must be log-probabilities.* got 5"),
     (lambda: distillation_loss(LOGITS, Y, TEACHER, teacher_weight=1.5), "`teacher_weight` must be between 0 and 1"),
     (

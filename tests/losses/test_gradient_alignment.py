@@ -221,3 +221,10 @@ def test_attention_is_aligned_too() -> None:
     loss, _ = GradAlign(1.0)(net, FGSM(0.1), x, y)
     loss.backward()  # type: ignore[no-untyped-call]
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in net.parameters())
+
+
+def test_a_network_that_has_diverged_is_not_aligned() -> None:
+    value = gradient_alignment(
+        lambda x: x.flatten(1)[:, :2] * torch.nan, torch.rand(2, 1, 2, 2), torch.tensor([0, 1]), eps=0.1
+    )
+    assert value.isnan()

@@ -80,3 +80,11 @@ def test_an_attack_that_starts_at_x_is_refused() -> None:
 def test_beta_must_be_a_weight() -> None:
     with pytest.raises(ValueError, match="`beta` must be finite and at least 0, got -1"):
         TRADES(-1)
+
+
+@pytest.mark.parametrize("label", [3, -1, -100])
+def test_labels_out_of_range_are_refused(label: int) -> None:
+    with pytest.raises(ValueError, match=rf"`y` must be labels in 0..2 for 3 classes, got {label}..{label}"):
+        trades_loss(torch.zeros(1, 3), torch.zeros(1, 3), torch.tensor([label]))
+    with pytest.raises(ValueError, match="at least one sample"):
+        trades_loss(torch.zeros(0, 3), torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64))

@@ -308,3 +308,9 @@ def test_batches_are_checked() -> None:
     with pytest.raises(ValueError, match=r"`target` must be classes, integer \[B\], got torch.float32 \[4, 3\]"):
         metric.update(logits, logits, "fog", 1)
     assert int(metric.total.sum()) == 0
+
+
+def test_scores_of_nan_count_as_wrong() -> None:
+    metric = MeanCorruptionError(["fog"], [1])
+    metric.update(torch.full((2, 3), torch.nan), torch.tensor([0, 1]), "fog", 1)
+    assert float(metric.compute()) == 100

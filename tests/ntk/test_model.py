@@ -256,3 +256,15 @@ def test_what_a_forward_stores_in_attributes_is_put_back() -> None:
         assert model.old is not old
     assert model.old is old
     assert not hasattr(model, "new")
+
+
+def test_a_layer_in_two_places_keeps_its_parameters() -> None:
+    from pl_robust.ntk import ntk_eigh, ntk_vector_product
+
+    layer = nn.Linear(2, 2)
+    net, x = nn.Sequential(layer, nn.Tanh(), layer).eval(), torch.rand(3, 2)
+    before = [*net.parameters()]
+    ntk_vector_product(net, x, torch.rand(3, 2))
+    ntk_eigh(net, x, k=1, method="lanczos")
+    assert [id(parameter) for parameter in net.parameters()] == [id(parameter) for parameter in before]
+    assert layer.weight is before[0]

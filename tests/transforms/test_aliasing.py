@@ -196,3 +196,8 @@ def test_what_has_diverged_has_not_kept_its_tone() -> None:
     values: Any = torch.rand(8)
     with pytest.raises(TypeError, match=r"`train` must be a Spectrum, as spectrum\(\) gives it, got Tensor"):
         leaked_components(values, fine)
+
+
+def test_a_very_fine_grid_tells_low_frequencies_apart() -> None:
+    assert fold_frequencies([1, 2], 1e11).tolist() == [1, 2]
+    assert find_aliases([1, 2], 1e11) == []

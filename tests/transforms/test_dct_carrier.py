@@ -103,5 +103,5 @@ def test_frequency_4_has_a_zero_on_28_pixels_that_floats_hide() -> None:
 
 @pytest.mark.parametrize(("num_classes", "size"), [(0, 32), (10, 0), (10, (8, -1))])
 def test_refuses_numbers(num_classes: int, size: int | tuple[int, int]) -> None:
-    with pytest.raises(ValueError, match="must be a positive integer"):
+    with pytest.raises(ValueError, match="must be at least 1, got"):
         dct_carrier(num_classes, size)

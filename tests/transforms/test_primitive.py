@@ -106,7 +106,7 @@ def test_what_is_no_batch_of_float_images_is_refused(name: str) -> None:
         (lambda: RandomSmoothColor(0), "`cut` must be at least 1, got 0"),
         (lambda: RandomSmoothColor(5, -1), "`max_strength` must be finite and at least 0, got -1"),
         (lambda: RandomSmoothColor(5, band=0), "`band` must be at least 1, got 0"),
-        (lambda: RandomDiffeomorphism(2), "`max_cut` must be an integer of at least 3, got 2"),
+        (lambda: RandomDiffeomorphism(2), "`max_cut` must be at least 3, got 2"),
         (lambda: RandomDiffeomorphism(5, -1), "`strength` must be finite and at least 0, got -1"),
         (lambda: RandomDiffeomorphism(5)(torch.zeros(1, 1, 2, 8)), "at least 3x3 to be deformed.*got 2x8"),
     ],
@@ -114,3 +114,12 @@ def test_what_is_no_batch_of_float_images_is_refused(name: str) -> None:
 def test_errors_speak(make: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_nan_stays_and_leads_out_of_no_table() -> None:
+    from pl_robust.transforms.augmix import Equalize
+
+    x = torch.full((1, 1, 4, 4), torch.nan)
+    assert RandomSmoothColor()(x).isnan().all()
+    assert Equalize()(x).isnan().all()
+    assert Equalize()(x.nan_to_num(1e6)).isfinite().all()

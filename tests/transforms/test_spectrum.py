@@ -286,3 +286,8 @@ def test_a_network_without_values_is_refused() -> None:
     net: Any = lambda x: None  # noqa: E731
     with pytest.raises(TypeError, match=r"`net` must give a tensor of values \[N, c\], got NoneType"):
         network_spectrum(net, (4,))
+
+
+def test_a_weak_signal_is_not_none() -> None:
+    values = torch.tensor([1.0, -1.0, 1.0, -1.0]) * 1e-30
+    assert spectrum(values).energy_outside([0]).item() == pytest.approx(1)

@@ -107,4 +107,4 @@ def jpeg_compression(x: Tensor, random: SampleRandom, quality: float) -> Tensor:
         file = BytesIO()
         (Image.merge("RGB", bands) if len(bands) == 3 else bands[0]).save(file, "JPEG", quality=int(quality))
         result[...] = np.asarray(Image.open(file)).reshape(result.shape)
-    return read.to(x.device).movedim(-1, 1).contiguous().float().div_(255)
+    return torch.where(x.isnan(), x, read.to(x.device).movedim(-1, 1).contiguous().float().div_(255))

@@ -47,7 +47,8 @@ def shot_noise(x: Tensor, random: SampleRandom, rate: float) -> Tensor:
     photons = _draw_of_levels(level.int().clamp_(0, 255), random.uniform(*x.shape[1:]), rate)
     rest = scaled.sub_(level)
     # Most images have none; to ask an accelerator would cost more than to draw.
-    if x.device.type != "cpu" or rest.amax() > _ROUNDING:
+    # NaN is some: it must stay, and keep no other image from its rest.
+    if x.device.type != "cpu" or not rest.amax() <= _ROUNDING:
         rest.masked_fill_(rest <= _ROUNDING, 0.0)
         photons += _draw_small(rest.mul_(rate / 255), random.uniform(*x.shape[1:]), rate / 255)
     return photons.div_(rate)
@@ -98,7 +99,7 @@ def _draw_small(rate: Tensor, uniform: Tensor, largest: float) -> Tensor:
     """Draw Poisson numbers of rates up to about 2 by counting the steps of the distribution below uniform numbers."""
     probability = rate.neg().exp_()
     below = probability.clone()
-    number = torch.zeros_like(rate)
+    number = rate * 0  # NaN stays
     steps = 1
     while _tail(largest, steps) > 2.0**-_BITS:
         number += uniform >= below

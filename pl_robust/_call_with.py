@@ -1,0 +1,28 @@
+"""A model called with other tensors than its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.func import functional_call
+
+
+def call_with(model: nn.Module, tensors: Mapping[str, Tensor], x: Tensor) -> Any:
+    """Call a model with other parameters and buffers, and leave it its own.
+
+    Of a layer that stands in two places, torch's ``functional_call`` leaves the others in the model.
+
+    Args:
+        model: the model.
+        tensors: what takes the place of its parameters and buffers, by their names; those without stay.
+        x: what to call it with.
+    """
+    own = [(entries, dict(entries)) for part in model.modules() for entries in (part._parameters, part._buffers)]
+    lent = {id(tensor) for tensor in tensors.values()}
+    try:
+        return functional_call(model, dict(tensors), (x,))
+    finally:
+        for entries, before in own:
+            entries.update({name: before[name] for name, now in entries.items() if id(now) in lent and name in before})
