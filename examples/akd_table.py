@@ -222,7 +222,14 @@ def train_teacher(config: Mapping[str, Any], folder: Path, cell: Mapping[str, An
 
 
 def train_student(config: Mapping[str, Any], net: Any, folder: Path, cell: Mapping[str, Any]) -> dict[str, float]:
-    """Train a student and test it.
+    """Train a student and test it; the arguments are those of ``fill_student``."""
+    from pl_robust._config_run import fit_and_test
+
+    return row(fit_and_test(fill_student(config, net, folder, cell))[1])
+
+
+def fill_student(config: Mapping[str, Any], net: Any, folder: Path, cell: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of the configuration that trains a student by a method.
 
     Args:
         config: what ``read_config`` returned.
@@ -230,8 +237,6 @@ def train_student(config: Mapping[str, Any], net: Any, folder: Path, cell: Mappi
         folder: where the teachers' checkpoints are.
         cell: the method, the seed, and its teachers' seeds.
     """
-    from pl_robust._config_run import fit_and_test
-
     method = METHODS[cell["method"]]
     filled = fill(config, cell["seed"], method.eps)
     arguments = filled["model"]["init_args"]
@@ -250,7 +255,7 @@ def train_student(config: Mapping[str, Any], net: Any, folder: Path, cell: Mappi
         arguments["distillation"] = {"class_path": "pl_robust.losses.IAD", "init_args": {"start_epoch": start}}
     elif method.distillation != "AKD":
         arguments["distillation"] = {"class_path": f"pl_robust.losses.{method.distillation}"}
-    return row(fit_and_test(filled)[1])
+    return filled
 
 
 def fill(config: Mapping[str, Any], seed: int, eps: float) -> dict[str, Any]:

@@ -2,8 +2,8 @@ r"""Train a configuration without augmentation, with AugMix and with PRIME, and 
 
     python examples/augmentation_table.py --config examples/prime_digits.yaml --folder runs/prime_digits --jobs 2
 
-takes about a minute on two cores. ``--config examples/cifar10_prime.yaml --seeds 0 1`` makes the table of
-Modas et al. (ECCV 2022) for CIFAR-10, on corruptions of our own making.
+takes about a minute on two cores. ``--config examples/papers/3_prime/cifar10_prime.yaml --seeds 0 1`` makes the table
+of Modas et al. (ECCV 2022) for CIFAR-10, on corruptions of our own making.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ r"""Ask of a graph whether a linear filter is enough for it, over numbers of fea
 makes the figure of Vignac, Ortiz-Jimenez & Frossard (ICASSP 2020) for a generated graph, in two minutes on two cores.
 As they had it on Cora:
 
-    python examples/graph_study.py --config examples/graph_cora.yaml --folder runs/graph_cora \
-        --num_features 30 50 80 100 300 500 --nets SGC GCN --splits 40 --jobs 2
+    python examples/graph_study.py --config examples/papers/6_graph_architectures/graph_cora.yaml \
+        --folder runs/graph_cora --num_features 30 50 80 100 300 500 --nets SGC GCN --splits 40 --jobs 2
 """
 
 from __future__ import annotations

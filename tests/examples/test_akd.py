@@ -132,7 +132,9 @@ def test_a_weak_teacher_is_validated_and_tested_at_the_full_eps(
         seen.append(config)
         return None, dict.fromkeys(script.COLUMNS.values(), 0.0)
 
-    config = script.read_config(str(EXAMPLES / "cifar10_akd_teacher.yaml"), [], "AdversarialTraining")
+    config = script.read_config(
+        str(EXAMPLES / "papers" / "2_akd" / "cifar10_akd_teacher.yaml"), [], "AdversarialTraining"
+    )
     monkeypatch.setattr(_config_run, "fit_and_test", note)
     script.train_teacher(config, tmp_path, {"seed": 3, "eps": 0.5})
     arguments, callbacks = seen[0]["model"]["init_args"], seen[0]["trainer"]["callbacks"]

@@ -65,7 +65,10 @@ def callbacks_of(config: Any) -> list[str]:
     return [callback["class_path"].rpartition(".")[2] for callback in config["trainer"]["callbacks"]]
 
 
-@pytest.mark.parametrize(("stem", "severity"), [("prime_digits", 3), ("cifar10_prime", 3), ("imagenet100_prime", 1)])
+@pytest.mark.parametrize(
+    ("stem", "severity"),
+    [("prime_digits", 3), ("papers/3_prime/cifar10_prime", 3), ("papers/3_prime/imagenet100_prime", 1)],
+)
 def test_the_runs_differ_in_the_augmentation_only(script: Any, stem: str, severity: int) -> None:
     config = script.read_config(str(EXAMPLES / f"{stem}.yaml"), [])
     standard, augmix, prime = (script.fill(config, method, 7) for method in script.METHODS)
@@ -148,7 +151,7 @@ def test_mistakes_are_named(
     [
         ("quickstart.yaml", "`model` must be AugmentedTraining, with which all methods train, got AdversarialTraining"),
         (
-            "cifar10_augmix.yaml",
+            "papers/3_prime/cifar10_augmix.yaml",
             "one PRIMETransform with `transform` cifar or imagenet, which the other methods replace",
         ),
     ],

@@ -22,6 +22,7 @@ from tests.examples.test_quickstart import QUIET
 pytestmark = pytest.mark.lightning
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+PAPER = EXAMPLES / "papers" / "6_graph_architectures"
 PLANETOID = EXAMPLES.parent.parent / "shared" / "data" / "planetoid"
 SBM = str(EXAMPLES / "graph_sbm.yaml")
 SMALL = ["--data.sbm_nodes=120", "--data.sbm_features=20", "--trainer.max_epochs=3"]
@@ -66,7 +67,7 @@ PUBLISHED = {
 @pytest.mark.parametrize("stem", PUBLISHED)
 def test_the_citation_graphs_are_configured_as_published(stem: str, planetoid: Path) -> None:
     arguments = [f"--data.data_dir={planetoid}", "--data.download=false", "--trainer.logger=false"]
-    path = str(EXAMPLES / f"{stem}.yaml")
+    path = str(PAPER / f"{stem}.yaml")
     cli: Any = run(["fit", "--config", path, *arguments, "--trainer.accelerator=cpu", "--trainer.fast_dev_run=2"])
     data = cli.datamodule
     found = (data.name, data.split, data.num_features, data.train_fraction, data.largest_component)
@@ -276,7 +277,7 @@ def test_the_ratio_decides_on_the_generated_graph(script: Any) -> None:
 def test_the_ratio_decides_on_citation_graphs(name: str, script: Any, planetoid: Path) -> None:
     files = [f"--data.data_dir={planetoid}", "--data.download=false", "--trainer.accelerator=cpu"]
     sweep = ["--num_features", "30", "500", "--train_fraction", "0.052", "0.5"]
-    points = measure(script, name, ["--config", str(EXAMPLES / f"graph_{name}.yaml"), *sweep], files)
+    points = measure(script, name, ["--config", str(PAPER / f"graph_{name}.yaml"), *sweep], files)
     check_claims(points, (500, 0.052), (30, 0.5))
 
 
@@ -284,7 +285,7 @@ def test_the_ratio_decides_on_citation_graphs(name: str, script: Any, planetoid:
 def test_the_published_comparison_on_cora(script: Any, planetoid: Path) -> None:
     files = [f"--data.data_dir={planetoid}", "--data.download=false", "--trainer.accelerator=cpu"]
     nets = ["--nets", "SGC", "GCN", "APPNP", "SGCMLP", "APPNPMLP"]
-    (point,) = measure(script, "five", ["--config", str(EXAMPLES / "graph_cora.yaml"), *nets], files).values()
+    (point,) = measure(script, "five", ["--config", str(PAPER / "graph_cora.yaml"), *nets], files).values()
     means = {net: mean(values) for net, values in point.accuracies.items()}
     assert 85.5 <= means["GCN"] <= 88.5
     assert means["SGC"] <= min(means["SGCMLP"], means["APPNPMLP"]) - 5
@@ -307,7 +308,7 @@ def test_the_public_split_of_cora_as_published(planetoid: Path) -> None:
     """The overrides are those that the example's head has."""
     files = [f"--data.data_dir={planetoid}", "--data.download=false", "--trainer.accelerator=cpu"]
     files += [*QUIET, "--trainer.logger=false", "--trainer.callbacks=null"]
-    config = ["--config", str(EXAMPLES / "graph_cora_public.yaml"), *files]
+    config = ["--config", str(PAPER / "graph_cora_public.yaml"), *files]
     accuracies: dict[str, float] = {}
     for name, overrides in {"GCN": [], "GAT": ["--model.net=pl_robust.models.GAT"], "APPNP": APPNP, "SGC": SGC}.items():
         values = []
@@ -325,8 +326,8 @@ def test_the_public_split_of_cora_as_published(planetoid: Path) -> None:
 
 def test_the_overrides_in_the_example_work(planetoid: Path) -> None:
     files = [f"--data.data_dir={planetoid}", "--data.download=false", "--trainer.accelerator=cpu"]
-    config = ["--config", str(EXAMPLES / "graph_cora_public.yaml"), *files, "--trainer.fast_dev_run=1"]
-    head = (EXAMPLES / "graph_cora_public.yaml").read_text().split("seed_everything")[0]
+    config = ["--config", str(PAPER / "graph_cora_public.yaml"), *files, "--trainer.fast_dev_run=1"]
+    head = (PAPER / "graph_cora_public.yaml").read_text().split("seed_everything")[0]
     for overrides in (APPNP, SGC):
         for override in overrides:
             assert override.replace("=", " ") in head.replace(" \\\n#         ", "")

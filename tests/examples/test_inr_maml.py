@@ -48,9 +48,10 @@ def test_two_steps_from_the_learned_initialization_beat_a_new_network(seed: int)
 
 
 def test_the_published_recipe_starts() -> None:
-    config = yaml.safe_load((EXAMPLES / "inr_maml_celeba.yaml").read_text())
+    stem = "papers/4_inr_dictionaries/inr_maml_celeba"
+    config = yaml.safe_load((EXAMPLES / f"{stem}.yaml").read_text())
     small = ["--data.name=digits", "--data.image_size=16", "--data.num_workers=0", "--trainer.fast_dev_run=2"]
-    cli = run(["fit", *example(*small, "--trainer.accelerator=cpu", stem="inr_maml_celeba")])
+    cli = run(["fit", *example(*small, "--trainer.accelerator=cpu", stem=stem)])
     model = cli.model
     assert (model.method, model.inner_steps, model.inner_lr, model.coordinate_range) == ("maml", 2, 0.01, (0, 1))
     assert cli.trainer.optimizers[0].defaults["lr"] == 1e-5

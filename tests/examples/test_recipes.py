@@ -19,14 +19,18 @@ from tests.examples.test_quickstart import QUIET
 pytestmark = pytest.mark.lightning
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-AUGMENTED = sorted(path.stem for end in ("prime", "augmix") for path in EXAMPLES.glob(f"*_{end}.yaml"))
-RECIPES = sorted(
-    path.stem
-    for pattern in ("cifar10_*.yaml", "svhn_*.yaml")
-    for path in EXAMPLES.glob(pattern)
-    if path.stem not in AUGMENTED
-)
-STUDENTS = [stem for stem in RECIPES if "AKDStudent" in (EXAMPLES / f"{stem}.yaml").read_text()]
+FILES = {path.stem: path for path in sorted((EXAMPLES / "papers").glob("*/*.yaml"))}
+
+
+def recipes(*folders: str) -> list[str]:
+    """Of some papers."""
+    return [stem for stem, path in FILES.items() if path.parent.name in folders]
+
+
+AUGMENTED = recipes("3_prime")
+RECIPES = recipes("1_catastrophic_overfitting", "2_akd")
+LINEARIZED = recipes("5_linearized_networks")
+STUDENTS = [stem for stem in RECIPES if "AKDStudent" in FILES[stem].read_text()]
 
 
 @pytest.fixture
@@ -54,11 +58,11 @@ def taught(stem: str) -> list[str]:
 
 def small(stem: str, images: str) -> list[str]:
     """The recipe with other images, a narrower network and fewer restarts; all else as it stands."""
-    config = yaml.safe_load((EXAMPLES / f"{stem}.yaml").read_text())
+    config = yaml.safe_load(FILES[stem].read_text())
     where = "data.base" if "base" in config["data"]["init_args"] else "data"
     net = "model.net.net" if config["model"]["init_args"]["net"]["class_path"] == "Preprocessed" else "model.net"
     return [
-        *("--config", str(EXAMPLES / f"{stem}.yaml"), *QUIET, "--trainer.logger=false", "--trainer.accelerator=cpu"),
+        *("--config", str(FILES[stem]), *QUIET, "--trainer.logger=false", "--trainer.accelerator=cpu"),
         *(f"--{where}.name=imagefolder", f"--{where}.data_dir={images}", f"--{where}.batch_size=16"),
         f"--{net}.width=4",
         "--model.eval_attacks.pgd.restarts=2",
@@ -88,7 +92,7 @@ BASELINES = {
 
 @pytest.mark.parametrize("stem", BASELINES)
 def test_students_have_the_published_hyperparameters(stem: str) -> None:
-    config = yaml.safe_load((EXAMPLES / f"{stem}.yaml").read_text())
+    config = yaml.safe_load(FILES[stem].read_text())
     arguments = config["model"]["init_args"]
     assert arguments["distillation"] == {"class_path": stem.removeprefix("cifar10_").upper()}  # its defaults
     attack = {"batch_norm": "train", **arguments["attack"]["init_args"]}
@@ -110,7 +114,7 @@ def test_eps_and_beta_are_arguments(images: str) -> None:
 
 def small_augmented(stem: str, images: str, folder: Path) -> list[str]:
     """The recipe with other images, a network that fits them, and a part of the corruptions; all else as it stands."""
-    config = yaml.safe_load((EXAMPLES / f"{stem}.yaml").read_text())
+    config = yaml.safe_load(FILES[stem].read_text())
     config["trainer"]["accelerator"] = "cpu"
     net = config["model"]["init_args"]["net"]["init_args"]
     if "net" in net:
@@ -153,7 +157,7 @@ def test_every_recipe_against_corruptions_runs_with_the_published_hyperparameter
     stem: str, images: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     published = PUBLISHED[stem]
-    original = yaml.safe_load((EXAMPLES / f"{stem}.yaml").read_text())
+    original = yaml.safe_load(FILES[stem].read_text())
     assert original["trainer"]["max_epochs"] == 100
     assert original["data"]["init_args"]["batch_size"] == published.batch_size
     assert original["data"]["init_args"]["augment"] is True
@@ -186,3 +190,44 @@ def test_every_recipe_against_corruptions_runs_with_the_published_hyperparameter
     (metrics,) = trainer.test(module, cli.datamodule, verbose=False)
     assert {"test/acc", "corruption/mean_acc", "corruption/mce", "corruption/fog/acc"} < set(metrics)
     assert "jpeg_compression" in capsys.readouterr().out  # the table
+
+
+def small_linearized(stem: str, images: str) -> list[str]:
+    """The recipe with other and fewer images, and a narrower ResNet; all else as it stands."""
+    data = "data.init_args"
+    quiet = [*QUIET, "--trainer.logger=false", "--trainer.accelerator=cpu"]
+    if "eigenfunctions" not in stem:
+        return ["--config", str(FILES[stem]), *quiet, f"--{data}.train_size=256", f"--{data}.test_size=64"]
+    return [
+        *("--config", str(FILES[stem]), *quiet, f"--{data}.k=21", f"--{data}.landmarks=60"),
+        *(f"--{data}.base.init_args.name=imagefolder", f"--{data}.base.init_args.data_dir={images}"),
+        *(["--model.net.init_args.net.init_args.width=4"] if "resnet" in stem else []),
+    ]
+
+
+@pytest.mark.parametrize("stem", LINEARIZED)
+def test_every_recipe_of_linearized_networks_runs_with_the_published_hyperparameters(stem: str, images: str) -> None:
+    original = yaml.safe_load(FILES[stem].read_text())
+    data = original["data"]["init_args"]
+    assert (original["trainer"]["max_epochs"], original["seed_everything"]) == (100, 42)
+    cli: Any = run(["fit", *small_linearized(stem, images), "--trainer.fast_dev_run=2"])
+    assert cli.trainer.global_step == (1 if "eigenfunctions" in stem else 2)  # of 36 images
+    (optimizer,) = cli.trainer.optimizers
+    kept = {key: optimizer.defaults[key] for key in ("lr", "momentum", "weight_decay")}
+    assert kept == {"lr": 0.05, "momentum": 0.9, "weight_decay": 0}
+    assert (cli.model.lr_scheduler, cli.model.num_classes) == ("linear", 2)
+    (metrics,) = cli.trainer.test(cli.model, cli.datamodule, verbose=False)
+    assert 0 <= metrics["test/acc"] <= 1
+    if "eigenfunctions" in stem:
+        assert (data["k"], data["standardize"]) == (1000, True)
+        assert data["base"]["init_args"] == {"name": "cifar10", "data_dir": "data", "batch_size": 128}
+        assert cli.datamodule.eigen.vectors.shape == (80, 21)  # training and test points
+    else:
+        assert [data[key] for key in ("eps", "sigma", "train_size", "test_size")] == [1, 1, 10_000, 10_000]
+        assert tuple(cli.datamodule.direction.shape) == (1, 32, 32)
+
+
+def test_no_recipe_is_left_out() -> None:
+    """The others have tests beside those of their scripts."""
+    others = {"inr_maml_celeba", "graph_cora", "graph_citeseer", "graph_cora_public"}
+    assert others | {*RECIPES, *AUGMENTED, *LINEARIZED} == set(FILES)
