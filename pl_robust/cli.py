@@ -9,7 +9,8 @@ from importlib import import_module
 from typing import Any
 
 from pl_robust import __version__
-from pl_robust._cli_errors import ROOMS, ConfigurationError, explain
+from pl_robust._cli_checkpoint import UNREADABLE, check_checkpoint, check_replaced
+from pl_robust._cli_errors import ROOMS, ConfigurationError, explain, is_the_users
 from pl_robust._corrupt_command import corrupt_command
 
 _HELP = f"""\
@@ -51,8 +52,10 @@ def main(args: Sequence[str] | None = None) -> None:
                 corrupt_command(arguments[1:])
             else:
                 run(None if args is None else arguments)
-        except ConfigurationError as error:
-            print(f"pl-robust: error: {error}", file=sys.stderr)
+        except Exception as error:
+            if not (isinstance(error, ConfigurationError) or is_the_users(error)):
+                raise
+            print(f"pl-robust: error: {' '.join(str(error).split())}", file=sys.stderr)
             raise SystemExit(2) from None
 
 
@@ -75,7 +78,13 @@ def run(args: Sequence[str] | None = None) -> Any:
 
     from jsonargparse import ArgumentError
 
-    from pl_robust._lightning import NAMESPACE, LightningDataModule, LightningModule
+    from pl_robust._lightning import (
+        NAMESPACE,
+        LightningDataModule,
+        LightningModule,
+        MisconfigurationException,
+        rank_zero_info,
+    )
 
     lightning_cli: Any = import_module(f"{NAMESPACE}.cli").LightningCLI
 
@@ -91,11 +100,26 @@ def run(args: Sequence[str] | None = None) -> Any:
                     super().parse_arguments(parser, args)
             except ArgumentError as error:
                 raise ConfigurationError(explain(str(error))) from error
+            chosen = self.config.get(self.config.get("subcommand")) or {}
+            check_checkpoint(chosen.get("ckpt_path"))
+
+        def _parse_ckpt_path(self) -> None:  # the newer Lightnings': the checkpoint's hyperparameters win
+            chosen = self.config["subcommand"]
+            asked = self.config[chosen]["model"].as_dict()
+            try:
+                super()._parse_ckpt_path()
+            except ArgumentError as error:
+                raise ConfigurationError(f"ckpt_path: {explain(str(error))}") from error
+            except UNREADABLE as error:
+                path = self.config[chosen]["ckpt_path"]
+                raise ConfigurationError(f"ckpt_path: {path!r} is no checkpoint that can be read") from error
+            if changed := check_replaced(asked, self.config[chosen]["model"].as_dict()):
+                rank_zero_info(changed)
 
         def instantiate_classes(self) -> None:
             try:
                 super().instantiate_classes()
-            except (ValueError, TypeError, OSError, ImportError) as error:
+            except (ValueError, TypeError, OSError, ImportError, MisconfigurationException) as error:
                 raise ConfigurationError(explain(str(error))) from error
             # Lightning notes the link among the hyperparameters of classes without this argument, too, and
             # `--ckpt_path` would hand it to them. The parser knows their arguments, those behind **kwargs as well.

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -168,3 +170,112 @@ def test_arguments_of_a_function_belong_into_the_file(tmp_path: Path, capsys: py
     fast = [*QUIET, "--trainer.fast_dev_run=1"]
     cli = run(["fit", "--config", config(tmp_path, net=net), "--model.net.width=4", *fast])
     assert cli.model.net.linear.in_features == 32
+
+
+def _fails(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    (said,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("pl-robust: error: ")]
+    return said.removeprefix("pl-robust: error: ")
+
+
+FILES = {
+    "": "must hold keys and values, such as `model: ...` and `data: ...`, and it holds nothing",
+    "# later\n": "and it holds nothing but comments",
+    "- a\n- b\n": "and it holds '- a - b'",
+    "model: {class_path: X\n": "did not find expected ',' or '}'",
+    "model:\n class_path: A\n  init_args: 3\n": "mapping values are not allowed .* line 3, column 12",
+    "fit:\n  trainer: {max_epochs: 1}\n": "the file holds `fit:`; write the keys below it at the top of the file",
+    "trainer: {max_epochs: 1}\n": "`data` and `model` must be given, in the configuration or as --model CLASS",
+    "model: {net: SmallCNN}\ndata: ImageDataModule\n": "a class, and its arguments below init_args: {class_path: Adv",
+    "model: ImageDataModule\n": "ImageDataModule is one of pl_robust.datamodules and does not fit here; there are: AKD",
+    "model: my.own.Net\n": "model: there is no 'my.own.Net' .pl-robust looks among the installed packages; `python -m",
+}
+
+
+@pytest.mark.parametrize("text", FILES)
+def test_a_file_that_is_no_configuration(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run.yaml").write_text(text)
+    assert re.search(FILES[text].replace("{class", r"\{class"), _fails(["fit", "--config", "run.yaml"], capsys))
+
+
+COMMANDS = {
+    "--config @ fit": "the subcommand comes first, options behind it: pl-robust fit --config FILE.yaml",
+    "--config @": "say what to do first, one of corrupt, fit, predict, test, validate",
+    "fti --config @": "invalid choice: 'fti'; did you mean 'fit'? There are: corrupt, fit",
+    "fit --config nowhere.yaml": "config: there is no file '",
+    "fit @": "stands alone; did you mean --config ",
+    "fit --config": "an option that begins with --config stands without its value",
+    "fit --config @ --ckpt_path none.ckpt": "ckpt_path: there is no file 'none.ckpt'",
+    "fit --config @ --ckpt_path @": "is no checkpoint that can be read",
+    "fit --config @ --trainer.accelerator=gppu": "invalid accelerator name",
+    "fit --config @ --model.attack=TorchAttacks": "model.attack: the following arguments are required: name",
+    "fit --config @ --model.lr_scheduler=cosine": "there is no 'cosine'; give a schedule's full import path",
+    "fit --config @ --data.data_dir=nowhere --data.name=cifar10 --data.download=false": "no complete cifar10 data",
+    "fit --model.help Adversarial": "no class 'Adversarial'; did you mean 'AdversarialTraining'?",
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_that_cannot_run(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The last of them are found when the run is under way; no traceback for these either."""
+    path = config(tmp_path)
+    assert COMMANDS[command] in _fails(command.replace("@", path).split(), capsys)
+
+
+@pytest.mark.parametrize("name", ["APPNP", "GCN", "MLP"])
+def test_a_short_name_of_several_packages(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import_module("torch_geometric.nn")  # has classes of these names
+    path = config(tmp_path, net={"class_path": name})
+    said = _fails(["fit", "--config", path], capsys)
+    assert said == f"model.net: other packages have a {name!r}, too: give the full path, pl_robust.models.{name}"
+
+
+def test_a_package_that_is_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torchattacks", None)
+    attack = {"class_path": "TorchAttacks", "init_args": {"name": "AutoAttack", "eps": 0.1}}
+    path = config(tmp_path, eval_attacks={"aa": attack})
+    assert "pip install" in _fails(["fit", "--config", path], capsys)
+
+
+def test_faults_of_the_program_keep_their_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise ValueError("a fault of another package")
+
+    monkeypatch.setattr(FGSM, "__call__", broken)
+    with pytest.raises(ValueError, match="a fault of another package"):
+        main(["fit", "--config", config(tmp_path), *QUIET, "--trainer.fast_dev_run=1"])
+
+
+def test_a_checkpoint_does_not_replace_the_configuration_without_a_word(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    path = config(tmp_path, net={"class_path": "SmallCNN", "init_args": {"width": 4}})
+    run(["fit", "--config", path, *QUIET, "--trainer.max_steps=1"]).trainer.save_checkpoint("one.ckpt")
+    command = ["test", "--ckpt_path=one.ckpt", "--trainer.fast_dev_run=1", *QUIET]
+    with caplog.at_level("INFO"):
+        tested = run([*command, "--config", path, "--model.attack.eps=4/255"])
+    assert tested.model.attack.eps == 8 / 255  # Lightning's rule: the checkpoint's arguments hold
+    assert "AdversarialTraining hold: attack.init_args.eps='8/255' (not '4/255')" in caplog.text
+    other = ["--model=LinearizedTraining", "--model.net=SmallCNN", "--data=ImageDataModule", "--data.name=digits"]
+    assert "written by AdversarialTraining, and the configuration asks for Lin" in _fails([*command, *other], capsys)
+    saved = torch.load("one.ckpt", weights_only=True)
+    del saved["hyper_parameters"]
+    torch.save(saved, "one.ckpt")
+    assert "size mismatch for net" in _fails([*command, "--config", path, "--model.net.width=8"], capsys)
+
+
+def test_the_printed_configuration_is_a_starting_point(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["fit", "--model=AdversarialTraining", "--data=ImageDataModule", "--print_config"])
+    (tmp_path / "x.yaml").write_text(capsys.readouterr().out)
+    assert "model: the following arguments are required: net, attack" in _fails(["fit", "--config=x.yaml"], capsys)
+    given = ["--model.net=SmallCNN", "--model.attack=FGSM", "--model.attack.eps=8/255", "--data.name=digits"]
+    with pytest.raises(SystemExit, match="0"):
+        main(["fit", "--config=x.yaml", *given, "--print_config"])
+    (tmp_path / "y.yaml").write_text(capsys.readouterr().out)
+    cli = run(["fit", "--config=y.yaml", "--trainer.max_epochs=1", "--trainer.limit_train_batches=1", *QUIET])
+    assert cli.trainer.max_epochs == 1
+    assert (type(cli.model.net), cli.model.attack.eps) == (SmallCNN, 8 / 255)

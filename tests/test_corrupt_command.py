@@ -388,7 +388,7 @@ def test_refuses_data_and_arguments(data: Any, changed: dict[str, Any], message:
     ("extra", "message"),
     [
         (["--tabel=cifar"], "pl-robust corrupt has no argument 'tabel'; did you mean 'table'? There are: corruptions"),
-        (["--table=cifra"], "table: expected one of Literal['cifar', 'tiny_imagenet', 'imagenet'], null, got cifra"),
+        (["--table=cifra"], "table: expected one of 'cifar', 'tiny_imagenet', 'imagenet', null, got cifra"),
         (["--data=ImageDatamodule"], "there is no class 'ImageDatamodule'; did you mean 'ImageDataModule'?"),
         (["--data.nam=digits"], "ImageDataModule has no argument 'nam'; did you mean 'name'?"),
         (["--data.data_dir=nowhere"], "found no class folder there"),

@@ -23,8 +23,9 @@ def resolve_net(net: nn.Module | str, num_classes: int) -> nn.Module:
     builders = {name: getattr(models, name) for name in models.__all__}
     builders = {name: build for name, build in builders.items() if "num_classes" in inspect.signature(build).parameters}
     if net not in builders:
+        ours = f"; {net} has arguments of its own: class_path: pl_robust.models.{net}" if net in models.__all__ else ""
         raise ValueError(
-            f"`net` must be an nn.Module, a class_path, or one of the names {sorted(builders)}, got {net!r}"
+            f"`net` must be an nn.Module, a class_path, or one of the names {sorted(builders)}, got {net!r}{ours}"
         )
     built = builders[net](num_classes=num_classes)
     if not isinstance(built, nn.Module):
