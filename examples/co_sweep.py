@@ -3,7 +3,7 @@ r"""Draw final clean and PGD accuracy over (beta, eps), the heat map of Ortiz-Ji
     python examples/co_sweep.py --config examples/quickstart.yaml --beta 0 0.1 0.2 0.3 --eps 0.2 0.225 0.25 0.275 \
         --seeds 0 1 2 --folder runs/co_sweep --jobs 2
 
-drew examples/co_heat_map.png: 48 runs. With ``--seeds 0`` they are 16. The same command spreads over a cluster:
+drew docs/co_heat_map.png: 48 runs. With ``--seeds 0`` they are 16. The same command spreads over a cluster:
 
     pip install distributed  # or ray
     python examples/co_sweep.py … --backend dask --scheduler tcp://HOST:8786

@@ -161,10 +161,10 @@ def test_mistakes_end_with_one_line(script: Any, capsys: pytest.CaptureFixture[s
     for arguments, message in (
         (wrong, "`model` must be AKDStudent, got AdversarialTraining"),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
-        (["--config", "empty.yaml"], "empty.yaml: Unexpected config"),
+        (["--config", "empty.yaml"], "empty.yaml: a configuration must hold keys"),
         (["--config", "broken.yaml"], "broken.yaml: Problems parsing config"),
         (["--config", "bare.yaml"], "bare.yaml: `model` must be AKDStudent, got none"),
-        (["--config", "list.yaml"], "list.yaml: Unexpected config"),
+        (["--config", "list.yaml"], "list.yaml: a configuration must hold keys"),
         (changed("untested.yaml", "eval_attacks", None), "`eval_attacks` must have an attack named pgd"),
         (changed("ard.yaml", "distillation", {"class_path": "ARD"}), "`distillation` must be AKD"),
         (["--", "--trainer.max_epochs=-1"], "`trainer.max_epochs` must be at least 1"),
