@@ -33,15 +33,15 @@ setup(
     ],
     package_data={"pl_robust": ["py.typed"]},
     install_requires=[
-        "torch>=2.1",  # the oldest that pytorch-lightning 2.6 takes
-        "torchvision>=0.16",  # the one beside torch 2.1
+        "torch>=2.2",  # before, SGD's `lr` has a default that is no number, and LightningCLI refuses every optimizer
+        "torchvision>=0.17",  # the one beside torch 2.2
         # 1.9.5 is the last release that lightning-bolts takes; 2.6.2 and 2.6.3 were compromised (GHSA-w37p-236h-pfx3)
         "pytorch-lightning>=1.9.5,<3,!=2.6.2,!=2.6.3",
         "lightning-utilities>=0.8",  # Lightning's own, named because we import it
         "torchmetrics>=1.0",  # what pytorch-lightning 2.x is tested with
         "jsonargparse[signatures]>=4.39",  # the bound of pytorch-lightning's own extra for LightningCLI
         "tensorboard>=2.9.1",  # TensorBoardLogger's own bound
-        "matplotlib>=3.6",  # the callbacks' figures; constrained layout as an argument of subplots
+        "matplotlib>=3.7",  # the callbacks' figures; legends outside of the axes
         "numpy>=1.22",
         "scipy>=1.8",  # eigenvalues of operators
         "joblib>=1.4",  # sweeps; the first whose generators come in the order of completion
@@ -56,9 +56,13 @@ setup(
         "inr": ["scikit-image>=0.19"],  # ships the pictures camera, astronaut and lfw
         "dask": ["distributed"],  # sweeps over a cluster
         "ray": ["ray"],
+        # In an environment of its own: the last lightning-bolts takes no Lightning 2, and imports pkg_resources, which
+        # setuptools 81 no longer has.
+        "bolts": ["lightning-bolts==0.7.0", "pytorch-lightning<2", "setuptools<81"],
         "lightning": ["lightning>=2.1,<3,!=2.6.2,!=2.6.3"],  # the other spelling of the same framework
         "test": [
             "pytest>=8",
+            "hypothesis>=6",  # the fuzz tests
             "pytest-xdist>=3.5",  # tests on both cores of a small machine
             "torchattacks>=3.5",  # the oracle of the attacks
             "imagecorruptions>=1.1.2",  # the oracle of the corruptions
@@ -68,6 +72,13 @@ setup(
             "build>=1",
             "setuptools>=64",
             "wheel",
+        ],
+        # In an environment of its own: torchattacks holds requests at 2.25, mkdocs-material asks for a later one.
+        "docs": [
+            "mkdocs>=1.6,<2",  # 1.6: pages made by hooks; 2 has no plugins
+            "mkdocs-material>=9.5",
+            "mkdocstrings[python]>=0.27",
+            "ruff>=0.9",  # lays out signatures
         ],
         "dev": ["mypy>=1.13", "ruff>=0.9", "types-PyYAML"],
     },

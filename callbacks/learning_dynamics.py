@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pl_robust._batch import entry_keys, split_batch, take_entry
+from pl_robust._dataloaders import uncombined
 from pl_robust._figure import publish_figure
 from pl_robust._lightning import Callback, LightningModule, MisconfigurationException, Trainer, rank_zero_warn
 from pl_robust._number import check_count
@@ -297,9 +298,7 @@ class LearningDynamics(Callback):
         Raises:
             MisconfigurationException: if there are several dataloaders, or one that does not tell.
         """
-        loader: Any = trainer.train_dataloader
-        if type(loader).__name__ == "CombinedLoader":  # Lightning 1.9
-            loader = loader.loaders
+        loader = uncombined(trainer.train_dataloader)  # Lightning 1.9 wraps a single one, too
         if isinstance(loader, Mapping | list | tuple):
             raise MisconfigurationException(
                 f"{type(self).__name__} follows the samples of one training dataloader, got a {type(loader).__name__} "

@@ -82,6 +82,13 @@ class ImageDataModule(LightningDataModule):
         ValueError: if an argument is not as described.
         FileNotFoundError: in ``setup``, if the data is not there; the message says what to do.
         ImportError: in ``setup`` of ``lfw``, if scikit-image is missing.
+
+    Example:
+        >>> data = ImageDataModule("digits", batch_size=32)
+        >>> data.setup("fit")
+        >>> x, y = next(iter(data.train_dataloader()))
+        >>> tuple(x.shape), data.num_classes
+        ((32, 1, 8, 8), 10)
     """
 
     def __init__(

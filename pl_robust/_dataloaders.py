@@ -8,6 +8,17 @@ from typing import Any
 from torch.utils.data.distributed import DistributedSampler
 
 
+def uncombined(loaders: Any) -> Any:
+    """Take the dataloaders out of what Lightning wraps around them; others come back as they are."""
+    # By name: Lightning has the classes once in each of its namespaces.
+    kind = type(loaders).__name__
+    if kind == "CombinedLoader":
+        return loaders.iterables if hasattr(loaders, "iterables") else loaders.loaders  # Lightning 1.9
+    if kind == "CycleIterator":  # Lightning 1.9, around each of several
+        return loaders.loader
+    return loaders
+
+
 def flatten_loaders(loaders: Any) -> list[Any]:
     """List the dataloaders of a trainer's ``val_dataloaders`` or ``test_dataloaders`` in the order of their index."""
     if loaders is None:
@@ -16,16 +27,13 @@ def flatten_loaders(loaders: Any) -> list[Any]:
         return [loader for part in loaders.values() for loader in flatten_loaders(part)]
     if isinstance(loaders, list | tuple):
         return [loader for part in loaders for loader in flatten_loaders(part)]
-    # By name: Lightning has the class once in each of its namespaces.
-    if type(loaders).__name__ == "CombinedLoader":
-        return flatten_loaders(loaders.iterables)
-    return [loaders]
+    inner = uncombined(loaders)
+    return [loaders] if inner is loaders else flatten_loaders(inner)
 
 
 def loader_names(loaders: Any) -> list[str | None]:
     """Name the same dataloaders by the keys of the dict they come in, ``"key"`` or ``"key/0"``; None without a dict."""
-    if type(loaders).__name__ == "CombinedLoader":
-        return loader_names(loaders.iterables)
+    loaders = uncombined(loaders)
     if not isinstance(loaders, Mapping):
         return [None] * len(flatten_loaders(loaders))
     names: list[str | None] = []

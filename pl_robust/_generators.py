@@ -8,11 +8,14 @@ from contextlib import contextmanager
 from functools import partial
 from types import ModuleType
 from typing import Any, TypeAlias
+from weakref import ProxyTypes
 
 import numpy as np
 import torch
 
 Generator: TypeAlias = torch.Generator | np.random.Generator
+# Lightning before 2.1 hands its Trainer to modules as a proxy, under another id: what is held weakly is another's.
+_NOT_FOLLOWED = (torch.Tensor, type, ModuleType, *ProxyTypes)
 _LONGEST_LIST = 100  # longer ones hold samples, not generators
 
 
@@ -20,7 +23,7 @@ def walk(thing: Any, path: str, depth: int, seen: dict[int, int]) -> Iterator[tu
     """A thing and what its attributes and items lead to; ``seen`` tells how deep it has been followed already."""
     if isinstance(thing, torch.Generator | np.random.Generator):
         yield path, thing
-    elif depth > seen.get(id(thing), 0) and not isinstance(thing, torch.Tensor | type | ModuleType):
+    elif depth > seen.get(id(thing), 0) and not isinstance(thing, _NOT_FOLLOWED):
         seen[id(thing)] = depth
         yield path, thing
         if isinstance(thing, list | tuple | dict) and len(thing) > _LONGEST_LIST:

@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 from torch import nn
+from torch.optim.lr_scheduler import OneCycleLR
 
 from pl_robust._lightning import NAMESPACE, Callback, LightningDataModule, LightningModule, Trainer
 from pl_robust.callbacks import ExactResume
@@ -42,6 +43,8 @@ QUIET = {
     "limit_val_batches": 2,
     "limit_test_batches": 2,
 }
+KEEPS_CONFIG = hasattr(import_module(f"{NAMESPACE}.core.mixins.hparams_mixin"), "_given_hyperparameters")
+"""Whether a checkpoint of LightningCLI has what its objects were made from, as from Lightning 2.1 on."""
 EVERY = pytest.mark.parametrize("name", RUNS)
 
 
@@ -94,8 +97,13 @@ def test_each_of_them_has_a_run() -> None:
 def test_it_fits_from_yaml_and_its_checkpoint_is_plain_and_gives_it_back(name: str) -> None:
     parts = fit(name)
     parts.trainer.save_checkpoint("run.ckpt")
-    torch.load("run.ckpt", weights_only=True)
-    again = type(parts.module).load_from_checkpoint("run.ckpt")
+    if name != "AugmentedTraining" or hasattr(OneCycleLR, "_anneal_func"):  # torch 2.2's keeps a function in its state
+        torch.load("run.ckpt", weights_only=True)
+    if KEEPS_CONFIG:
+        again = type(parts.module).load_from_checkpoint("run.ckpt")
+    else:  # nets and attacks are not in the checkpoint: they are made anew
+        again = build(name).module
+        again.load_state_dict(torch.load("run.ckpt", weights_only=False)["state_dict"])
     assert_identical(dict(again.state_dict()), dict(parts.module.state_dict()))
     kept = {key: value for key, value in parts.module.hparams.items() if key in again.hparams}
     assert kept
@@ -217,8 +225,12 @@ def _fit_and_wait(name: str) -> None:
 
 
 def _evaluate(name: str, devices: int) -> dict[str, float]:
-    strategy = "auto" if devices == 1 else "ddp"
-    changes = {"devices": devices, "strategy": strategy, "limit_val_batches": 1.0, "limit_test_batches": 1.0}
+    changes = {
+        "devices": devices,
+        **({} if devices == 1 else {"strategy": "ddp"}),
+        "limit_val_batches": 1.0,
+        "limit_test_batches": 1.0,
+    }
     parts = build(name, **changes)
     parts.trainer.validate(parts.module, parts.data, verbose=False)
     measured = dict(parts.trainer.callback_metrics)

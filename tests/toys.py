@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import copy
+from importlib import import_module
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from pl_robust._lightning import LightningModule, Trainer
+from pl_robust._lightning import NAMESPACE, LightningModule, Trainer
+
+OLD = import_module(NAMESPACE).__version__.startswith("1.")
+"""Whether this is Lightning 1.9."""
 
 
 class PlainModule(LightningModule):
@@ -69,7 +74,19 @@ def quiet_trainer(**arguments: Any) -> Trainer:
     }
     if "callbacks" in arguments:
         arguments["callbacks"] = list(arguments["callbacks"])  # Lightning 1.9 adds its own to the list it is given
-    return Trainer(**{**quiet, **arguments})
+    return Trainer(**{**quiet, **(_as_in_1_9(arguments) if OLD else arguments)})
+
+
+def _as_in_1_9(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The same arguments by the names that Lightning 1.9 has for them; skip the test where it has none."""
+    names = {"use_distributed_sampler": "replace_sampler_ddp"}
+    values = {"bf16-mixed": "bf16", "16-mixed": 16, "32-true": 32, "64-true": 64}
+    changed = {names.get(name, name): value for name, value in arguments.items()}
+    if changed.get("precision") in ("bf16-true", "16-true"):
+        pytest.skip("Lightning 1.9 has no half precision but the mixed one")
+    if changed.get("precision") in values:
+        changed["precision"] = values[changed["precision"]]
+    return changed
 
 
 def training_state(trainer: Trainer, module: LightningModule) -> dict[str, Any]:

@@ -19,6 +19,10 @@ class BinaryLogits(nn.Module):
     Raises:
         TypeError: if ``net`` is no nn.Module.
         ValueError: on calling, if it gives something else.
+
+    Example:
+        >>> BinaryLogits(nn.Identity())(torch.tensor([[3.0]]))
+        tensor([[0., 3.]])
     """
 
     def __init__(self, net: nn.Module) -> None:

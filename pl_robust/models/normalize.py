@@ -22,6 +22,10 @@ class Normalize(nn.Module):
     Raises:
         ValueError: if ``mean`` and ``std`` are empty or differ in length, or hold numbers that are not finite, or
             ``std`` holds one that is not positive; on calling, if the input has another number of channels.
+
+    Example:
+        >>> Normalize([0.5], [0.25])(torch.ones(1, 1, 1, 1)).item()
+        2.0
     """
 
     mean: Tensor

@@ -219,9 +219,10 @@ class INRFitting(SignalEvaluation):
         scheduler = cosine(optimizer, int(steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def configure_gradient_clipping(
+    def configure_gradient_clipping(  # type: ignore[override]  # Lightning gives all but the optimizer by name
         self,
         optimizer: Optimizer,
+        *_: Any,  # its number, in Lightning 1.9
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
