@@ -95,6 +95,6 @@ def unsavable(**arguments: object) -> list[str]:
     further argument.
     """
     given = getattr(import_module(f"{NAMESPACE}.core.mixins.hparams_mixin"), "_given_hyperparameters", None)
-    if given is not None and given.get() is not None:  # Lightning 2 and later
+    if given is not None and given.get() is not None:  # not in Lightning 1.9 and 2.0
         return []
     return [name for name, value in arguments.items() if not _is_plain(value)]
