@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
@@ -207,6 +208,10 @@ def _workers(backend: Backend, jobs: int | None, scheduler: str | None) -> Itera
             _enter_ray(stack, jobs or 1, scheduler)
             stack.enter_context(parallel_config("ray", n_jobs=-1))
         else:
+            # A worker that has grown by 300 MB, which torch and a cache do, is replaced: nothing to warn of. Where
+            # warnings are errors, this one would end joblib's own thread, and the sweep would wait for ever.
+            stack.enter_context(warnings.catch_warnings())
+            warnings.filterwarnings("ignore", "A worker stopped while some jobs were given")
             stack.enter_context(parallel_config("loky", n_jobs=jobs or 1))
         yield
 

@@ -37,6 +37,16 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
+HELD: list[Any] = []
+
+
+def hold(cell: Cell) -> dict[str, float]:
+    """Take more memory in each call, as a process does into which caches and libraries come."""
+    time.sleep(1.1)  # joblib looks once a second
+    HELD.append(torch.ones(100 * 2**20 if HELD else 0))  # 400 MiB, but for the first call
+    return double(cell)
+
+
 class Noting:
     """Double x, and leave a note in a folder for each time it was called."""
 
@@ -219,3 +229,9 @@ def test_a_cell_that_ends_its_process_is_one_that_failed(tmp_path: Path) -> None
     with pytest.raises(SweepError, match=r"1 of 3 cells failed \(x=1: SystemExit: the data set is missing here\)"):
         run_cells(leave, xs(3), tmp_path, experiment=EXPERIMENT)
     assert sorted(path.name for path in tmp_path.glob("*.json")) == ["x=0.json", "x=2.json"]
+
+
+def test_a_worker_that_grows_is_replaced_without_a_word(tmp_path: Path) -> None:
+    """joblib warns in a thread of its own: made an error, as here, that would end the thread and stop the sweep."""
+    cells = [{"x": x} for x in range(6)]
+    assert run_cells(hold, cells, tmp_path, experiment={}, jobs=2) == [{"twice": 2.0 * x} for x in range(6)]
