@@ -6,6 +6,7 @@ import difflib
 import inspect
 import linecache
 import re
+import sys
 import traceback
 from collections.abc import Iterable
 from importlib import import_module
@@ -40,6 +41,24 @@ _NOISE = re.compile(
 )
 
 
+# Lightning's of a `ckpt_path`, and torch's.
+_REFUSALS = re.compile(
+    r"Error\(s\) in loading state_dict for|You cannot execute `\.\w+\(ckpt_path=|`\.\w+\(ckpt_path=.*\)` is set but|"
+    r"Checkpoint file not found: "
+)
+# What stands between a configuration and the place that refuses it.
+_MACHINERY = {
+    "pl_robust",
+    "pytorch_lightning",
+    "lightning",
+    "lightning_fabric",
+    "lightning_utilities",
+    "jsonargparse",
+    "torch",
+    "torchmetrics",
+}
+
+
 class ConfigurationError(ValueError):
     """A configuration that cannot be run; the message is one line."""
 
@@ -48,9 +67,12 @@ def is_the_users(error: Exception) -> bool:
     """Tell a mistake in a configuration, found when the run was under way, from a fault of the program.
 
     Only what says so itself counts: Lightning's MisconfigurationException and refusal of a ``ckpt_path``, weights of
-    another network, and what a ``raise`` in this package refuses. Whatever else goes wrong keeps its traceback.
+    another network, and what a ``raise`` in this package refuses. Whatever else goes wrong keeps its traceback, and so
+    does what came by way of the user's own code.
     """
-    speaks = re.search(r"Error\(s\) in loading state_dict for|You cannot execute `\.\w+\(ckpt_path=", str(error))
+    if passes_other_code(error):
+        return False
+    speaks = _REFUSALS.search(str(error))
     if speaks or type(error).__name__ == "MisconfigurationException":
         return True
     if error.__traceback__ is None or not isinstance(error, (ValueError, TypeError, OSError, ImportError)):
@@ -58,6 +80,24 @@ def is_the_users(error: Exception) -> bool:
     *_, (frame, line) = traceback.walk_tb(error.__traceback__)
     ours = str(frame.f_globals.get("__name__")).startswith("pl_robust.")
     return ours and linecache.getline(frame.f_code.co_filename, line).strip().startswith("raise ")
+
+
+def passes_other_code(error: Exception) -> bool:
+    """Tell whether an error came through code of the user or of another package, where only a traceback helps."""
+    return not set(_packages(error)) <= _MACHINERY | sys.stdlib_module_names
+
+
+def origin(error: Exception) -> Exception:
+    """The error of a constructor that jsonargparse has put into a report of its own."""
+    while isinstance(error.__cause__, Exception) and _packages(error)[-1:] == ["jsonargparse"]:
+        error = error.__cause__
+    return error
+
+
+def _packages(error: Exception) -> list[str]:
+    """Where an error came along, the place that raised it last."""
+    frames = traceback.walk_tb(error.__traceback__)
+    return [str(frame.f_globals.get("__name__")).partition(".")[0] for frame, _ in frames]
 
 
 def explain(message: str) -> str:

@@ -9,8 +9,16 @@ from importlib import import_module
 from typing import Any
 
 from pl_robust import __version__
-from pl_robust._cli_checkpoint import UNREADABLE, check_checkpoint, check_replaced
-from pl_robust._cli_errors import ROOMS, ConfigurationError, explain, is_the_users
+from pl_robust._cli_checkpoint import (
+    NO_CLASS,
+    NOT_OF_LIGHTNING,
+    UNREADABLE,
+    VERSION_KEY,
+    check_checkpoint,
+    check_replaced,
+    why_unreadable,
+)
+from pl_robust._cli_errors import ROOMS, ConfigurationError, explain, is_the_users, origin, passes_other_code
 from pl_robust._corrupt_command import corrupt_command
 
 _HELP = f"""\
@@ -109,17 +117,29 @@ def run(args: Sequence[str] | None = None) -> Any:
             try:
                 super()._parse_ckpt_path()
             except ArgumentError as error:
-                raise ConfigurationError(f"ckpt_path: {explain(str(error))}") from error
+                said = explain(str(error))
+                raise ConfigurationError(
+                    NO_CLASS if said.startswith("model: give a class") else f"ckpt_path: {said}"
+                ) from error
             except UNREADABLE as error:
-                path = self.config[chosen]["ckpt_path"]
-                raise ConfigurationError(f"ckpt_path: {path!r} is no checkpoint that can be read") from error
+                raise ConfigurationError(why_unreadable(self.config[chosen]["ckpt_path"], error)) from error
             if changed := check_replaced(asked, self.config[chosen]["model"].as_dict()):
                 rank_zero_info(changed)
+
+        def _run_subcommand(self, subcommand: str) -> None:
+            try:
+                super()._run_subcommand(subcommand)
+            except KeyError as error:
+                if error.args != (VERSION_KEY,) or passes_other_code(error):
+                    raise
+                raise ConfigurationError(NOT_OF_LIGHTNING) from error
 
         def instantiate_classes(self) -> None:
             try:
                 super().instantiate_classes()
             except (ValueError, TypeError, OSError, ImportError, MisconfigurationException) as error:
+                if passes_other_code(own := origin(error)):  # a fault inside the user's own class
+                    raise own from own.__cause__
                 raise ConfigurationError(explain(str(error))) from error
             # Lightning notes the link among the hyperparameters of classes without this argument, too, and
             # `--ckpt_path` would hand it to them. The parser knows their arguments, those behind **kwargs as well.

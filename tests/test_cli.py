@@ -13,7 +13,8 @@ import torch
 import yaml
 
 import pl_robust
-from pl_robust._lightning import LightningModule
+from pl_robust._cli_checkpoint import check_replaced
+from pl_robust._lightning import LightningModule, MisconfigurationException
 from pl_robust.attacks import FGSM
 from pl_robust.cli import main, run
 from pl_robust.models import SmallCNN
@@ -247,6 +248,88 @@ def test_faults_of_the_program_keep_their_traceback(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(FGSM, "__call__", broken)
     with pytest.raises(ValueError, match="a fault of another package"):
         main(["fit", "--config", config(tmp_path), *QUIET, "--trainer.fast_dev_run=1"])
+
+
+class Faulty(LightningModule):
+    """A user's module with a fault in its constructor, its training, or its use of this package."""
+
+    def __init__(self, fault: str = "init") -> None:
+        super().__init__()
+        self.fault = fault
+        self.net = SmallCNN(width=4)
+        if fault == "init":
+            len(3)  # type: ignore[arg-type]
+
+    def training_step(self, batch: Any, index: int) -> None:
+        if self.fault == "step":
+            raise MisconfigurationException("the user's own")
+        if self.fault == "weights":
+            self.net.load_state_dict({})
+        FGSM(0.1)(self.net, 255 * batch[0], batch[1])
+
+    def configure_optimizers(self) -> None:
+        return None
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind", "said"),
+    [
+        ("init", TypeError, "has no len"),
+        ("step", MisconfigurationException, "the user's own"),
+        ("weights", RuntimeError, "Missing key"),
+        ("images", ValueError, "`x` must lie in bounds"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader`", "ignore:.*returned `None`")
+def test_faults_of_the_users_code_keep_their_traceback(fault: str, kind: type[Exception], said: str) -> None:
+    data = ["--data=ImageDataModule", "--data.name=digits", "--trainer.max_steps=1", "--trainer.logger=false"]
+    with pytest.raises(kind, match=said) as raised:
+        main(["fit", f"--model={__name__}.Faulty", f"--model.fault={fault}", *data, *QUIET])
+    assert Path(__file__).name in {Path(entry.path).name for entry in raised.traceback[1:]}
+    assert raised.value.__cause__ is None
+
+
+class Plain:
+    """An object that no checkpoint should hold."""
+
+
+def test_a_file_that_is_no_checkpoint_of_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["test", "--config", config(tmp_path), *QUIET, "--ckpt_path=one.ckpt"]
+    torch.save({"state_dict": SmallCNN().state_dict()}, "one.ckpt")
+    assert "the file was not written by Lightning; to take the weights that it holds, say" in _fails(command, capsys)
+    torch.save({"hyper_parameters": {"lr_peak": 0.5}, "state_dict": {}}, "one.ckpt")  # as from a script
+    assert "was not written by pl-robust, and does not say of which class it is" in _fails(command, capsys)
+    torch.save({"hyper_parameters": {"thing": Plain()}}, "one.ckpt")
+    assert f"holds an object of {__name__}.Plain, which is not read" in _fails(command, capsys)
+    command = ["fit", "--config", config(tmp_path), *QUIET, "--ckpt_path=best", "--trainer.enable_checkpointing=false"]
+    assert "`ModelCheckpoint` is not configured" in _fails(command, capsys)
+
+
+@pytest.mark.parametrize(
+    ("asked", "held", "said"),
+    [
+        ({"a": None}, {"a": {"class_path": "x.ARD", "init_args": {"b": 1}}}, "a='x.ARD' (not None)"),
+        ({"a": {"class_path": "x.ARD", "init_args": {"b": 1}}}, {"a": None}, "a=None (not 'x.ARD')"),
+        (
+            {"a": {"class_path": "x.PGD", "init_args": {"eps": 1, "steps": 3}}},
+            {"a": {"class_path": "x.FGSM", "init_args": {"eps": 2}}},
+            "a='x.FGSM' (not 'x.PGD')",
+        ),
+        (
+            {"a": {"class_path": "x.PGD", "init_args": {"eps": 1, "new": 3}}},
+            {"a": {"class_path": "x.PGD", "init_args": {"eps": 2}}},
+            "a.init_args.eps=2 (not 1)",
+        ),
+        ({"a": {"pgd": {"class_path": "x.PGD"}}}, {"a": {}}, "a={} (not {'pgd': {'class_path': 'x.PGD'}})"),
+        ({"a": {"p": {"class_path": "x.A"}}}, {"a": {"p": {"class_path": "x.B"}}}, "a.p='x.B' (not 'x.A')"),
+        ({"a": (1, 2), "new": 3}, {"a": [1, 2], "old": 4}, None),
+    ],
+)
+def test_every_argument_that_the_checkpoint_replaces_is_named(
+    asked: dict[str, Any], held: dict[str, Any], said: str | None
+) -> None:
+    found = check_replaced({"class_path": "M", "init_args": asked}, {"class_path": "M", "dict_kwargs": held})
+    assert found == (said and f"the checkpoint's own arguments of M hold: {said}")
 
 
 def test_a_checkpoint_does_not_replace_the_configuration_without_a_word(
