@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pl_robust._compiling import is_compiling
 from pl_robust._number import parse_number
 
 Reduction: TypeAlias = Literal["batch", "batch_and_classes"]
@@ -122,6 +123,13 @@ def check_classes(logits: Tensor, teacher: Tensor) -> None:
         )
 
 
+def _can_look(tensor: Tensor) -> bool:
+    """Tell whether a check may read values: on the CPU, where it waits for no device, and outside of transforms."""
+    if tensor.device.type != "cpu" or is_compiling():
+        return False
+    return torch._C._functorch.peek_interpreter_stack() is None
+
+
 def check_label_shape(y: Tensor, logits: Tensor) -> None:
     """Refuse what has not one label for each sample of ``logits``.
 
@@ -143,8 +151,8 @@ def check_labels(y: Tensor, logits: Tensor) -> None:
         ValueError: giving dtype and shape, or the range.
     """
     check_label_shape(y, logits)
-    # Elsewhere it would wait for the device. There is no label to be ignored, such as cross-entropy's -100.
-    if y.device.type == "cpu" and len(y) and not 0 <= int(y.min()) <= int(y.max()) < logits.shape[1]:
+    # There is no label to be ignored, such as cross-entropy's -100.
+    if _can_look(y) and len(y) and not 0 <= int(y.min()) <= int(y.max()) < logits.shape[1]:
         raise ValueError(
             f"`y` must be labels in 0..{logits.shape[1] - 1} for {logits.shape[1]} classes, "
             f"got {int(y.min())}..{int(y.max())}"
@@ -168,7 +176,7 @@ def check_answers(*logits: Tensor, teacher: Tensor) -> None:
         got = teacher.dtype if isinstance(teacher, Tensor) else type(teacher).__name__
         raise TypeError(f"the teacher's answer must be log-probabilities, a floating-point tensor [B, K], got {got}")
     check_classes(logits[0], teacher)
-    if teacher.device.type != "cpu":
+    if not _can_look(teacher):
         return
     sums = teacher.detach().float().logsumexp(1)
     wrong = ~(sums.abs() <= _SUM_SLACK)  # NaN is wrong, too

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pl_robust.attacks import FGSM, NFGSM, PGD
-from pl_robust.losses import TRADES, trades_loss
+from pl_robust.losses import TRADES, distillation_loss, trades_loss
 from tests.losses.test_gradient_alignment import batch, smooth_net
 
 
@@ -88,3 +89,18 @@ def test_labels_out_of_range_are_refused(label: int) -> None:
         trades_loss(torch.zeros(1, 3), torch.zeros(1, 3), torch.tensor([label]))
     with pytest.raises(ValueError, match="at least one sample"):
         trades_loss(torch.zeros(0, 3), torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64))
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_it_is_mapped_and_compiled_as_cross_entropy_is() -> None:
+    """Checks that look at values stay out of transforms, which cannot, and of graphs, which they would break."""
+    torch.manual_seed(0)
+    logits, logits_adv, y = torch.randn(2, 3, 4), torch.randn(2, 3, 4), torch.tensor([[0, 1, 2], [3, 0, 1]])
+    expected = [trades_loss(*one).item() for one in zip(logits, logits_adv, y, strict=True)]
+    assert torch.vmap(trades_loss)(logits, logits_adv, y).tolist() == pytest.approx(expected)
+    log_teacher = logits_adv.log_softmax(2)
+    distil = partial(distillation_loss, teacher_weight=0.5)
+    expected_distil = [distil(*one).item() for one in zip(logits, y, log_teacher, strict=True)]
+    assert torch.vmap(distil)(logits, y, log_teacher).tolist() == pytest.approx(expected_distil)
+    whole = torch.compile(trades_loss, backend="eager", fullgraph=True)
+    assert whole(logits[0], logits_adv[0], y[0]).item() == pytest.approx(expected[0])
