@@ -19,7 +19,9 @@ def call_with(model: nn.Module, tensors: Mapping[str, Tensor], x: Tensor) -> Any
         tensors: what takes the place of its parameters and buffers, by their names; those without stay.
         x: what to call it with.
     """
-    own = [(entries, dict(entries)) for part in model.modules() for entries in (part._parameters, part._buffers)]
+    own: list[tuple[dict[str, Any], dict[str, Any]]] = [
+        (entries, dict(entries)) for part in model.modules() for entries in (part._parameters, part._buffers)
+    ]
     lent = {id(tensor) for tensor in tensors.values()}
     try:
         return functional_call(model, dict(tensors), (x,))

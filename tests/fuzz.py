@@ -23,7 +23,9 @@ FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 LAYOUTS = ("contiguous", "channels_last", "transposed", "strided", "sliced", "expanded")
 CONTEXTS = ("grad", "no_grad", "inference")
 SEEDS = st.integers(0, 2**32 - 1)
-NOT_NUMBERS = st.sampled_from([None, True, "", "eight", "8/0", 1j, [], "nan", float("nan"), float("inf"), -1.0, "-1/2"])
+NOT_NUMBERS: st.SearchStrategy[Any] = st.sampled_from(
+    [None, True, "", "eight", "8/0", 1j, [], "nan", float("nan"), float("inf"), -1.0, "-1/2"]
+)
 """What no length, weight or temperature can be."""
 
 _CAME = ("got", "holds", "cannot take", "fails for", "in training mode", "has no values")

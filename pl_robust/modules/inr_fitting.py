@@ -219,7 +219,7 @@ class INRFitting(SignalEvaluation):
         scheduler = cosine(optimizer, int(steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def configure_gradient_clipping(  # type: ignore[override]  # Lightning gives all but the optimizer by name
+    def configure_gradient_clipping(  # Lightning gives all but the optimizer by name
         self,
         optimizer: Optimizer,
         *_: Any,  # its number, in Lightning 1.9

@@ -143,7 +143,9 @@ def test_x_adv_is_in_the_ball_and_the_box_and_nothing_else_moves(
     clean, perturbed = (t.double() * scale + shift if normalized else t.double() for t in (x.detach(), x_adv))
     unit = max(torch.finfo(x.dtype).eps, torch.finfo(torch.float32).eps if x.dtype != torch.float64 else 0.0)
     rounding = (
-        4 * unit * float(max(1, perturbed.abs().max(), (x_adv.double().abs().amax((0, 2, 3)) * scale.flatten()).max()))
+        4
+        * unit
+        * max(1.0, *(float(t.max()) for t in (perturbed.abs(), x_adv.double().abs().amax((0, 2, 3)) * scale.flatten())))
     )
     reach = radius * (2.5 if kind == "nfgsm" else 1)
     many = math.sqrt(clean[0].numel()) if norm == "l2" else 1.0
@@ -189,7 +191,7 @@ def test_in_eval_mode_a_sample_does_not_depend_on_the_others(
     attack: Attack = FGSM(eps, norm=norm)
     if kind != "fgsm":
         attack = PGD(eps, norm=norm, steps=3, random_start=False, early_stop=kind == "early-stop")
-    alone = torch.cat([attack(net, *pair) for pair in zip(x.split(1), y.split(1), strict=True)])
+    alone = torch.cat([attack(net, *pair) for pair in zip(x[:, None], y[:, None], strict=True)])
     torch.testing.assert_close(attack(net, x, y), alone, rtol=0, atol=1e-5)
 
 
@@ -260,7 +262,8 @@ BAD: dict[str, st.SearchStrategy[Any]] = {
 def test_bad_arguments_are_refused_with_their_names(wrong: tuple[str, Any], kind: str) -> None:
     name, value = wrong
     kind = {"k": "nfgsm", "steps": "pgd", "restarts": "pgd"}.get(name, kind)
-    attack, function = {"f": (FGSM, fgsm), "n": (NFGSM, nfgsm), "p": (PGD, pgd)}[kind[0]]
+    forms: dict[str, tuple[Any, Any]] = {"f": (FGSM, fgsm), "n": (NFGSM, nfgsm), "p": (PGD, pgd)}
+    attack, function = forms[kind[0]]
     arguments = {**GOOD, name: value}
     arguments.pop("step_size") if arguments.get("step_size", 0) is None else None
     assert outcome(lambda: attack(**arguments), f"`{name}`") is None
@@ -271,8 +274,8 @@ def test_bad_arguments_are_refused_with_their_names(wrong: tuple[str, Any], kind
 X = torch.rand(2, 1, 3, 3)
 Y = torch.tensor([0, 1])
 BAD_BATCHES: list[tuple[Any, Any]] = [
-    ((X * 255).byte(), Y), (X > 0.5, Y), (X.numpy(), Y), (X[0, 0, 0], Y), (torch.tensor(0.5), Y), (X.cfloat(), Y),
-    (X, Y.float()), (X, Y > 0), (X, Y.cfloat()), (X, Y.to(torch.complex128)), (X, [0, 1]), (X, Y[:1]), (X, Y[:, None]),
+    ((X * 255).byte(), Y), (X > 0.5, Y), (X.numpy(), Y), (X[0, 0, 0], Y), (torch.tensor(0.5), Y), (X + 0j, Y),
+    (X, Y.float()), (X, Y > 0), (X, Y + 0j), (X, Y.to(torch.complex128)), (X, [0, 1]), (X, Y[:1]), (X, Y[:, None]),
     (X, Y + 2), (X, Y - 1), (X, torch.tensor(0)), (X * 2, Y), (X - 1, Y), (X, Y - 100), (None, Y), (X[:, :, :0] - 1,
       Y[:1]),
 ]  # fmt: skip

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import hessian, vmap
 from torch.nn import functional as F
 
+from pl_robust.attacks._target import BatchNormMode
 from pl_robust.losses import (
     AKD,
     ARD,
@@ -59,11 +60,13 @@ def log_softmax(logits: Tensor | Array, temperature: float = 1.0) -> Array:
     """In NumPy, float64."""
     scores = np.asarray(logits.double() if isinstance(logits, Tensor) else logits) / temperature
     scores = scores - scores.max(1, keepdims=True)
-    return scores - np.log(np.exp(scores).sum(1, keepdims=True))
+    logs: Array = scores - np.log(np.exp(scores).sum(1, keepdims=True))
+    return logs
 
 
 def kl(log_p: Array, log_q: Array) -> Array:
-    return (np.exp(log_p) * np.where(np.exp(log_p) > 0, log_p - log_q, 0)).sum(1)
+    divergences: Array = (np.exp(log_p) * np.where(np.exp(log_p) > 0, log_p - log_q, 0)).sum(1)
+    return divergences
 
 
 @fuzz(
@@ -169,10 +172,10 @@ L = torch.zeros(2, 3)
 P = F.log_softmax(torch.tensor([[1.0, 2, 3], [0, 0, 0]]), dim=1)
 Y = torch.tensor([0, 2])
 BAD_LOGITS = st.sampled_from(
-    [L[0], L[:1], L[:, :2], L[:, :0], L[None], L.long(), L > 0, L.cfloat(), L.numpy(), None, [[0.0] * 3] * 2]
+    [L[0], L[:1], L[:, :2], L[:, :0], L[None], L.long(), L > 0, L + 0j, L.numpy(), None, [[0.0] * 3] * 2]
 )
 BAD_LABELS = st.sampled_from([Y[:1], Y.float(), Y > 0, Y + 1, Y - 1, Y - 100, Y[:, None], Y.int(), [0, 2], None, P])
-BAD_TEACHERS = st.sampled_from([P[:1], P[:, :2], P.exp(), P + 1, P * math.nan, P[0], P.long(), None, P.cfloat()])
+BAD_TEACHERS = st.sampled_from([P[:1], P[:, :2], P.exp(), P + 1, P * math.nan, P[0], P.long(), None, P + 0j])
 LOSSES: dict[str, Any] = {
     "trades": lambda v: trades_loss(v["logits"], v["adv"], v["y"], beta=v["weight"]),
     "distillation": lambda v: distillation_loss(v["logits"], v["y"], v["teacher"], teacher_weight=v["weight"]),
@@ -251,7 +254,7 @@ def test_gradient_alignment_and_linearity_in_their_ranges(
     assume(eps != 1e6 or x.dtype != torch.float16)  # which ends at 65504
     y, net = labels(seed, len(x)), Net(x.shape[1]).train(training)
     arguments: dict[str, Any] = {"eps": eps, "norm": norm}
-    mode = "batch_stats" if training and x[:, 0].numel() > 1 else "eval"
+    mode: BatchNormMode = "batch_stats" if training and x[:, 0].numel() > 1 else "eval"
     with inside(context), untouched(x, net=net):
         values = [
             gradient_alignment(net, same, y, **arguments, batch_norm=mode, generator=source(seed))
@@ -296,7 +299,7 @@ def test_curvature_is_the_hessian_s_and_of_each_sample_alone(x: Tensor, seed: in
         values = input_hessian_eigenvalues(net, x, y, **arguments, generator=source(seed))
         alone = [
             input_hessian_eigenvalues(net, *pair, **arguments, generator=source(seed))
-            for pair in (zip(x.split(1), y.split(1), strict=True) if len(x) else ())
+            for pair in (zip(x[:, None], y[:, None], strict=True) if len(x) else ())
         ]
     assert values.shape == (len(x), k)
     if len(x):

@@ -38,7 +38,8 @@ def answers(seed: int, count: int, classes: int, scale: float, dtype: torch.dtyp
 def softmax(logits: Tensor) -> Array:
     scores = logits.double().numpy()
     powers = np.exp(scores - scores.max(1, keepdims=True))
-    return powers / powers.sum(1, keepdims=True)
+    shares: Array = powers / powers.sum(1, keepdims=True)
+    return shares
 
 
 def parts(data: st.DataObject, count: int) -> list[Tensor]:
@@ -195,13 +196,13 @@ def test_mce_is_numpy_s_however_it_is_split(
 L, Y = torch.rand(3, 4), torch.tensor([0, 1, 3])
 R = torch.rand(2, 5)
 ONE_TYPE: dict[str, Any] = {"corruptions": ["fog"], "severities": [1]}
-BAD_SCORES = (L[0], L[:2], L[:, :0], L[None], L > 0, L.cfloat(), L.numpy(), None, L.tolist())
+BAD_SCORES = (L[0], L[:2], L[:, :0], L[None], L > 0, L + 0j, L.numpy(), None, L.tolist())
 BAD_CALLS: list[tuple[tuple[str, ...], Any]] = [
     *((("logits", "`preds`", "`probabilities`"), lambda f=f, v=v: f(v, Y)) for v in BAD_SCORES for f in (
         Calibration().update, brier_score, reliability, lambda v, y: MeanCorruptionError().update(v, y, "fog", 1),
         lambda v, y: MeanCorruptionError().forward(v, y, "fog", 1))),
     *((("`y`", "labels", "`target`"), lambda f=f, v=v: f(L, v)) for v in
-      (Y[:2], Y.float(), Y > 0, Y[:, None], Y.cfloat(), Y.numpy(), None, [0, 1, 3]) for f in (
+      (Y[:2], Y.float(), Y > 0, Y[:, None], Y + 0j, Y.numpy(), None, [0, 1, 3]) for f in (
         Calibration().update, brier_score, reliability, lambda v, y: MeanCorruptionError().update(v, y, "fog", 1))),
     *((("labels",), lambda f=f, v=v: f(L, v)) for v in (Y + 1, Y - 1, Y - 100)
       for f in (Calibration().update, brier_score, reliability)),

@@ -114,7 +114,8 @@ def test_the_kernel_is_that_of_torch_func_symmetric_and_positive(
     net, x1, x2 = case
     expected, crossed = kernel(net, x1, x1), kernel(net, x1, x2)
     count = expected.shape[-1]
-    outputs = data.draw(st.sampled_from(["trace", "full", count - 1]), label="outputs")
+    choices: list[Any] = ["trace", "full", count - 1]
+    outputs = data.draw(st.sampled_from(choices), label="outputs")
     x1, x2 = made_inside(context, x1), made_inside(context, x2)
     with inside(context), untouched(x1, x2, net=net):
         own = empirical_ntk(net, x1, outputs=outputs, chunk_size=chunk_size)
@@ -167,7 +168,7 @@ def good() -> nn.Module:
 
 X = torch.rand(3, 2)
 BAD_INPUTS = (X[:0], X[:, :1], X.double(), X.numpy(), None, X * math.nan, X + math.inf, torch.tensor(1.0), X > 0,
-              X.cfloat(), X.half(), (X * 9).long())  # fmt: skip
+              X + 0j, X.half(), (X * 9).long())  # fmt: skip
 FUNCTIONS: dict[str, Any] = {
     "kernel": lambda net, x: empirical_ntk(net, x),
     "columns": lambda net, x: empirical_ntk(net, X, x),

@@ -172,7 +172,7 @@ def test_a_broken_image_corrupts_no_other(
 X = torch.rand(2, 3, 16, 16)
 BAD_CALLS: list[tuple[str, Any]] = [
     *((name, lambda f=f, x=x: f(x)) for name, x in [
-        ("images", X[0]), ("images", X.byte()), ("images", X.numpy()), ("images", None), ("images", X.cfloat()),
+        ("images", X[0]), ("images", X.byte()), ("images", X.numpy()), ("images", None), ("images", X + 0j),
         ("images", X[:, :, :0]), ("images", X[:, :0]), ("images", X > 0), ("images", X[..., None]),
     ] for f in (*AUGMENTATIONS.values(), Corruption("fog", 1))),
     *(("images", lambda x=x: corrupt(x, "snow", 1)) for x in (X[:, :2], X[..., :15], X[:, :, :15])),
@@ -183,7 +183,7 @@ BAD_CALLS: list[tuple[str, Any]] = [
       for s in (torch.zeros(1).long(), torch.zeros(2), torch.zeros(2).int(), [0, 1], 0, torch.zeros(2, 1).long())),
     *(("`bandwidth`", lambda b=b: dct_low_pass(X, b)) for b in (0, -1, 17, 2.0, True, None, (1,), (1, 2, 3), (1, 17),
       "4")),
-    *(("`x`", lambda x=x: dct_low_pass(x, 1)) for x in (X.long(), X.numpy(), None, X[0, 0, 0], X.cfloat())),
+    *(("`x`", lambda x=x: dct_low_pass(x, 1)) for x in (X.long(), X.numpy(), None, X[0, 0, 0], X + 0j)),
     *(("`size`", lambda s=s: dct_carrier(2, s)) for s in (0, -1, 2.5, True, None, (1,), (2, 2, 2), (4, 0), (4, 2.0),
       "8")),
     *(("`num_classes`", lambda n=n: dct_carrier(n, 4)) for n in (0, -1, 2.5, True, None, "2", 10_000, math.nan)),
@@ -196,7 +196,7 @@ BAD_CALLS: list[tuple[str, Any]] = [
     *(("`severity`", lambda v=v: AugMix(severity=v)) for v in (0, 11, math.nan, None, "3", True)),
     *(("`width`", lambda v=v: AugMix(width=v)) for v in (0, 1.5, None, True)),
     *(("`primitives`", lambda v=v: PRIME(v)) for v in ((), (1,), (AugMix(),), (RandomFilter,))),
-    *(("`values`", lambda v=v: spectrum(v)) for v in (X.long(), X.numpy(), None, X.cfloat(), X[:0])),
+    *(("`values`", lambda v=v: spectrum(v)) for v in (X.long(), X.numpy(), None, X + 0j, X[:0])),
     *(("`dim`", lambda v=v: spectrum(X, v)) for v in (4, -5, (0, 0), (0, -4), 1.5, (1.5,), (), "0", (None,), True)),
     *(("`threshold`", lambda v=v: leaked_components(spectrum(X), spectrum(X), threshold=v))
       for v in (0, -1, math.nan, math.inf, None, "1")),
@@ -222,10 +222,10 @@ def test_bad_arguments_are_refused(place: int) -> None:
     context=st.sampled_from(CONTEXTS),
 )
 def test_the_low_pass_is_scipy_s_and_a_projection(x: Tensor, data: st.DataObject, layout: str, context: str) -> None:
-    bandwidth = tuple(data.draw(st.integers(1, side)) for side in x.shape[2:])
+    bandwidth = (data.draw(st.integers(1, x.shape[2])), data.draw(st.integers(1, x.shape[3])))
     x = made_inside(context, x)
     with inside(context), untouched(x):
-        low, other = DCTLowPass((bandwidth[0], bandwidth[1]))(x), dct_low_pass(lay_out(x, layout), bandwidth)
+        low, other = DCTLowPass(bandwidth)(x), dct_low_pass(lay_out(x, layout), bandwidth)
         twice = dct_low_pass(low.double(), bandwidth)
     assert (low.shape, low.dtype) == (x.shape, x.dtype)
     coefficients = (
@@ -250,7 +250,7 @@ def test_carriers_differ_and_are_signs(height: int, width: int, classes: int) ->
         return
     assert carriers.shape == (classes, 1, height, width)
     assert (carriers.abs() == 1).all()
-    assert len(carriers.flatten(1).unique(dim=0)) == classes
+    assert len({tuple(carrier) for carrier in carriers.flatten(1).tolist()}) == classes
     half = (classes + 1) // 2
     assert torch.equal(carriers[half:], -carriers[: classes - half])
 
