@@ -202,7 +202,7 @@ OTHERS: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "weight that was not published": (
         lambda: AdversarialTraining(NET, FGSM(0.25), regularizer=GradAlign()),
-        r"for eps from 0 to 16/255, got 0.25: give a `weight`",
+        r"for `eps` from 0 to 16/255, got 0.25: give a `weight`",
     ),
     "weight in words": (
         lambda: GradAlign("much"),
