@@ -18,8 +18,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jvp
+from torch.func import jvp
 
+from pl_robust._call_with import call_with
 from pl_robust._compiling import is_compiling
 from pl_robust.ntk._hollow import Hollow
 from pl_robust.ntk._model import _formula_of_attention, _slow_path_of_attention, check_embeddings, same_attributes
@@ -154,7 +155,7 @@ class LinearizedModel(nn.Module):
                 tensors = {**initial, **moving}
                 by_name = {name: tensors[home] for name, home in self._homes.items()}
                 x = x.clone()  # the model may begin by writing into it
-                outputs = functional_call(self._layers[0], by_name, (x,), tie_weights=False)
+                outputs = call_with(self._layers[0], by_name, x, tie_weights=False)
                 if not isinstance(outputs, Tensor):
                     raise TypeError(
                         f"the model must give a tensor, got {type(outputs).__name__}: wrap it in a module that gives "

@@ -453,6 +453,16 @@ def test_it_compiles(make: Any) -> None:
     torch._dynamo.reset()
 
 
+def test_a_layer_in_two_places_leaves_nothing_of_a_pass_behind() -> None:
+    """Else neither copies nor pickles of a model that has been called were possible."""
+    layer = nn.Linear(3, 3)
+    model = linearize(nn.Sequential(layer, nn.Tanh(), layer))
+    x = torch.rand(4, 3)
+    outputs = model(x)
+    twin = pickle.loads(pickle.dumps(copy.deepcopy(model)))  # noqa: S301  # our own
+    assert torch.equal(twin(x), outputs)
+
+
 def test_it_takes_compiled_nets() -> None:
     net = MLP(4, 3)
     compiled: Any = torch.compile(net, backend="aot_eager")
