@@ -73,6 +73,13 @@ def test_the_configuration_runs(tmp_path: Path) -> None:
     main(["fit", "--config", str(tmp_path / "run.yaml"), "--model.attack.eps=10/255", *quiet])
 
 
+def test_no_figure_is_outstanding() -> None:
+    """A word in capitals that is no name stands where a figure is to come."""
+    table = README.partition("[start:hooks]")[2].partition("[end:hooks]")[0]
+    assert set(re.findall(r"\b[A-Z]{4,}\b", re.sub(r"`[^`]*`", "", table))) <= {"CIFAR", "FGSM"}
+    assert not re.search(r"^[A-Z]+$", README, re.MULTILINE)
+
+
 @pytest.mark.parametrize("room", ROOMS)
 def test_every_public_name_has_its_row(room: str) -> None:
     listed = set(re.findall(r"\w+", " ".join(ROWS)))
