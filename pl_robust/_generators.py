@@ -15,7 +15,7 @@ import torch
 
 Generator: TypeAlias = torch.Generator | np.random.Generator
 # Lightning before 2.1 hands its Trainer to modules as a proxy, under another id: what is held weakly is another's.
-_NOT_FOLLOWED = (torch.Tensor, type, ModuleType, *ProxyTypes)
+_NOT_FOLLOWED: tuple[type, ...] = (torch.Tensor, type, ModuleType, *ProxyTypes)
 _LONGEST_LIST = 100  # longer ones hold samples, not generators
 
 

@@ -41,6 +41,7 @@ def _leave_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
     leaked = {key for key in os.environ if before.get(key) != os.environ[key]} - lightning_sets
     for key in lightning_sets - {"PYTEST_CURRENT_TEST"}:
         os.environ.pop(key, None)
+    torch.set_default_dtype(torch.float32)  # Lightning 1.9 leaves that of `precision=64` behind an exception
     assert not leaked, f"the test left environment variables behind: {leaked}"
     assert torch.is_grad_enabled()
     assert not torch.is_inference_mode_enabled()

@@ -360,7 +360,7 @@ def test_a_run_resumed_after_an_epoch_of_bolts_data_ends_with_the_same_bits(fold
 def test_wrappers_change_bolts_images_and_nothing_else(kind: str, folder: str) -> None:
     base = fashion(folder)
     x, y = split(folder, "test")
-    wrappers = {
+    wrappers: dict[str, Callable[[], Any]] = {
         "low_pass": lambda: LowPassDataModule(base, 9),
         "injected": lambda: InjectedFeatureDataModule(base, beta=0.5, num_classes=10),
         "corrupted": lambda: CorruptedImageDataModule(base, corruptions=["contrast"], severities=[3], clean=False),
