@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import struct
 import warnings
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
