@@ -416,6 +416,7 @@ def test_from_yaml_to_the_logged_accuracy(tmp_path: Path) -> None:
     assert metrics["val/acc_cw"] == metrics["val/acc"]  # nothing within so small a ball
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.lightning
 @pytest.mark.parametrize("seed", [0, 1, 2])

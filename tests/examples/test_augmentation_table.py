@@ -173,6 +173,7 @@ def test_an_interruption_says_how_to_go_on(
     assert "interrupted; the same command goes on" in capsys.readouterr().err
 
 
+@pytest.mark.long
 @pytest.mark.slow  # the example as it stands: nine trainings of half a minute
 def test_augmentation_helps_against_corruptions(script: Any, tmp_path: Path) -> None:
     script.main(["--config", DIGITS, "--seeds", "0", "1", "2", "--folder", "table", "--jobs", "2"])

@@ -189,6 +189,7 @@ def test_in_other_processes_the_numbers_are_the_same(backend: str, jobs: str, sc
     assert len(results(tmp_path / "there")) == 2
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_injection_alone_opens_a_band_of_catastrophic_overfitting(script: Any, tmp_path: Path) -> None:
     values = ["--beta", "0", "0.1", "0.3", "--eps", "0.25", "--seeds", "0", "1", "2"]

@@ -166,6 +166,7 @@ def test_mistakes_are_named(
     assert f"eigenfunction_table: error: {said}" in capsys.readouterr().err
 
 
+@pytest.mark.long
 @pytest.mark.slow  # the example as it stands, at three of its six indices: 27 trainings
 def test_linearization_wins_on_eigenfunctions_of_small_eigenvalues(script: Any, tmp_path: Path) -> None:
     """The bands of three seeds: both solve the first one, the linearization the sixtieth better; the kernel turns."""

@@ -265,6 +265,7 @@ def check_claims(points: dict[tuple[int, float], Any], few: tuple[int, float], m
         assert gain.low > 2
 
 
+@pytest.mark.long
 @pytest.mark.slow  # the example as it stands: 120 runs of a second or two
 def test_the_ratio_decides_on_the_generated_graph(script: Any) -> None:
     sweep = ["--num_features", "30", "100", "--train_fraction", "0.05", "0.5"]

@@ -30,6 +30,7 @@ def test_the_example_runs() -> None:
     assert metrics["test/psnr"] > metrics["test/psnr_0"] + 3
 
 
+@pytest.mark.long
 @pytest.mark.slow  # half a minute for each seed
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_two_steps_from_the_learned_initialization_beat_a_new_network(seed: int) -> None:

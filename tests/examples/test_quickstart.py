@@ -16,6 +16,8 @@ from pl_robust.cli import run
 pytestmark = pytest.mark.lightning
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in (1, 2))]
+"""Half a minute each: CI has one."""
 CONTROLS = ["quickstart_no_injection", "quickstart_nfgsm", "quickstart_pgd"]
 QUIET = [
     "--trainer.enable_progress_bar=false",
@@ -87,14 +89,14 @@ def test_every_config_runs(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Catastrophic overfitting at epoch")
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", SEEDS)
 def test_injected_features_bring_catastrophic_overfitting(seed: int) -> None:
     check_collapse(seed)
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Catastrophic overfitting at epoch")
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", SEEDS)
 def test_it_is_found_at_a_coarse_cadence_too(seed: int) -> None:
     detector, _, _, _ = outcome("quickstart", seed, "--trainer.callbacks.every_n_epochs=3")
     assert detector.detections
@@ -102,7 +104,7 @@ def test_it_is_found_at_a_coarse_cadence_too(seed: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("name", CONTROLS)
 def test_the_controls_stay_robust_and_silent(name: str, seed: int) -> None:
     detector, pgd20, test, _ = outcome(name, seed)
@@ -112,7 +114,7 @@ def test_the_controls_stay_robust_and_silent(name: str, seed: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", SEEDS)
 def test_gradalign_prevents_it(seed: int) -> None:
     detector, pgd20, test, _ = outcome("quickstart_gradalign", seed)
     assert detector.detections == []
@@ -123,7 +125,7 @@ def test_gradalign_prevents_it(seed: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Catastrophic overfitting at epoch")
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", SEEDS)
 def test_rollback_keeps_the_robustness_that_was_reached(seed: int) -> None:
     detector, pgd20, _, kept = outcome("quickstart", seed, "--trainer.callbacks.action=rollback")
     assert detector.history[-1]["detected"]  # it stopped there
@@ -133,7 +135,7 @@ def test_rollback_keeps_the_robustness_that_was_reached(seed: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Catastrophic overfitting at epoch")
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", SEEDS)
 def test_after_rollback_n_fgsm_brings_training_to_a_robust_end(seed: int) -> None:
     detector, _, test, _ = outcome("quickstart_rollback", seed)
     assert len(detector.detections) == 1
