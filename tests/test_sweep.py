@@ -231,6 +231,7 @@ def test_a_cell_that_ends_its_process_is_one_that_failed(tmp_path: Path) -> None
     assert sorted(path.name for path in tmp_path.glob("*.json")) == ["x=0.json", "x=2.json"]
 
 
+@pytest.mark.slow  # joblib looks once a second
 def test_a_worker_that_grows_is_replaced_without_a_word(tmp_path: Path) -> None:
     """joblib warns in a thread of its own: made an error, as here, that would end the thread and stop the sweep."""
     cells = [{"x": x} for x in range(6)]
