@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
-from pl_robust._script import run_script
+from pl_robust._script import make_parser, refuse_seed, run_script
 
 COLUMNS = {
     "clean": "test/acc",
@@ -81,12 +81,11 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="akd_table.py",
-        description="Compare adversarial training with adversarial distillation: accuracy and calibration.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    parser = make_parser(
+        "akd_table.py",
+        "Compare adversarial training with adversarial distillation: accuracy and calibration.",
+        _EPILOG,
+        folder="teachers and results",
     )
     here = Path(__file__).parent
     student, teacher = str(here / "akd_digits.yaml"), str(here / "akd_teacher.yaml")
@@ -96,8 +95,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="seeds of the students")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS), metavar="NAME")
-    parser.add_argument("--folder", required=True, help="where teachers and results are kept")
-    parser.add_argument("--jobs", type=int, metavar="N", help="processes on this machine (default: 1)")
     return parser
 
 
@@ -163,9 +160,7 @@ def read_config(path: str, extra: Sequence[str], model: str) -> dict[str, Any]:
     from pl_robust import _config_run
     from pl_robust._number import parse_number
 
-    for argument in extra:
-        if argument.startswith("--seed_everything"):
-            raise ValueError(f"the seeds are set by --seeds: leave out {argument}")
+    refuse_seed(extra)
     try:
         config = _config_run.read_config(path, extra)
     except ValueError as error:

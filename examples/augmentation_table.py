@@ -15,7 +15,7 @@ from functools import partial
 from statistics import mean, stdev
 from typing import Any
 
-from pl_robust._script import run_script
+from pl_robust._script import make_parser, refuse_seed, run_script
 
 METHODS = ("standard", "AugMix", "PRIME")
 
@@ -43,19 +43,16 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="augmentation_table.py",
-        description="Compare standard training, AugMix and PRIME by their accuracies under common corruptions.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    parser = make_parser(
+        "augmentation_table.py",
+        "Compare standard training, AugMix and PRIME by their accuracies under common corruptions.",
+        _EPILOG,
+        folder="results",
     )
     parser.add_argument("--config", required=True, metavar="FILE", help="a configuration of `pl-robust fit`, for PRIME")
     parser.add_argument(
         "--seeds", nargs="+", type=int, default=[0], metavar="N", help="seeds; the table has their mean"
     )
-    parser.add_argument("--folder", required=True, help="where results are kept")
-    parser.add_argument("--jobs", type=int, metavar="N", help="processes on this machine (default: 1)")
     return parser
 
 
@@ -97,9 +94,7 @@ def read_config(path: str, extra: Sequence[str]) -> dict[str, Any]:
     """
     from pl_robust import _config_run
 
-    for argument in extra:
-        if argument.startswith("--seed_everything"):
-            raise ValueError(f"the seeds are set by --seeds: leave out {argument}")
+    refuse_seed(extra)
     config = _config_run.read_config(path, extra)
     model = config["model"]["class_path"].rpartition(".")[2]
     if model != "AugmentedTraining":

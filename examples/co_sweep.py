@@ -23,7 +23,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
-from pl_robust._script import run_script
+from pl_robust._script import make_parser, run_script
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -57,19 +57,16 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="co_sweep.py",
-        description="Draw heat maps of final clean and PGD accuracy over (beta, eps), from any configuration.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    parser = make_parser(
+        "co_sweep.py",
+        "Draw heat maps of final clean and PGD accuracy over (beta, eps), from any configuration.",
+        _EPILOG,
+        folder="results and heat maps",
     )
     parser.add_argument("--config", required=True, metavar="FILE", help="a configuration of `pl-robust fit`")
     parser.add_argument("--eps", nargs="+", metavar="EPS", help="radii in input units, such as 0.1 or 8/255")
     parser.add_argument("--beta", nargs="+", metavar="BETA", help="strengths of the injected feature, likewise")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N", help="seeds; cells show their mean")
-    parser.add_argument("--folder", required=True, help="where results and heat maps are kept")
-    parser.add_argument("--jobs", type=int, metavar="N", help="processes on this machine (default: 1)")
     parser.add_argument("--backend", choices=["loky", "dask", "ray"], default="loky", help="joblib's backend")
     parser.add_argument("--scheduler", metavar="ADDRESS", help="a running dask scheduler or ray cluster")
     return parser

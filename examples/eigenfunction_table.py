@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
-from pl_robust._script import run_script
+from pl_robust._script import make_parser, refuse_seed, run_script
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -52,20 +52,17 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="eigenfunction_table.py",
-        description="Compare a network with its linearization on the eigenfunctions of its tangent kernel.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    parser = make_parser(
+        "eigenfunction_table.py",
+        "Compare a network with its linearization on the eigenfunctions of its tangent kernel.",
+        _EPILOG,
+        folder="results and the figure",
     )
     parser.add_argument("--config", required=True, metavar="FILE", help="a configuration of `pl-robust fit`")
     parser.add_argument(
         "--indices", nargs="+", type=int, default=[0, 1, 5, 20, 60, 150], metavar="N", help="eigenfunctions, from 0"
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="seeds of the networks")
-    parser.add_argument("--folder", required=True, help="where results and the figure are kept")
-    parser.add_argument("--jobs", type=int, metavar="N", help="processes on this machine (default: 1)")
     return parser
 
 
@@ -121,9 +118,7 @@ def read_config(path: str, extra: Sequence[str]) -> dict[str, Any]:
     """
     from pl_robust import _config_run
 
-    for argument in extra:
-        if argument.startswith("--seed_everything"):
-            raise ValueError(f"the seeds are set by --seeds: leave out {argument}")
+    refuse_seed(extra)
     config = _config_run.read_config(path, extra)
     for part, wanted in (("model", "LinearizedTraining"), ("data", "EigenfunctionDataModule")):
         found = config[part]["class_path"].rpartition(".")[2]

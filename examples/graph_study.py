@@ -24,7 +24,7 @@ from pkgutil import resolve_name
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pl_robust._script import run_script
+from pl_robust._script import make_parser, run_script
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -105,12 +105,11 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="graph_study.py",
-        description="Compare architectures over numbers of features and shares of training labels of a graph.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    parser = make_parser(
+        "graph_study.py",
+        "Compare architectures over numbers of features and shares of training labels of a graph.",
+        _EPILOG,
+        folder="results, table and figure",
     )
     parser.add_argument("--config", required=True, metavar="FILE", help="a configuration of `pl-robust fit`")
     parser.add_argument(
@@ -130,8 +129,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--margin", type=float, default=1.0, metavar="POINTS", help="of accuracy that are not worth it (default: 1)"
     )
-    parser.add_argument("--folder", required=True, help="where results, table and figure are kept")
-    parser.add_argument("--jobs", type=int, metavar="N", help="processes on this machine (default: 1)")
     return parser
 
 

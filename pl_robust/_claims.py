@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pl_robust._script import run_script
+from pl_robust._script import make_parser, refuse_seed, run_script
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -118,22 +118,17 @@ def run_miniature(
     Raises:
         SystemExit: with status 1 if a claim does not hold, 2 after a mistake, 130 after an interruption.
     """
-    parser = argparse.ArgumentParser(
-        prog="miniature.py",
-        description=description,
-        epilog="Exit status 1: a claim failed. The same command takes up interrupted runs, more seeds extend them.\n"
+    parser = make_parser(
+        "miniature.py",
+        description,
+        "Exit status 1: a claim failed. The same command takes up interrupted runs, more seeds extend them.\n"
         "What is behind `--` goes to pl-robust; other arguments there need another folder.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        folder="runs, table and figure",
     )
-    parser.add_argument("--folder", required=True, help="where runs, table and figure are kept")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="default: 0 1 2")
-    parser.add_argument("--jobs", type=int, metavar="N", help="processes on this machine (default: 1)")
 
     def work(options: argparse.Namespace, extra: Sequence[str]) -> None:
-        for argument in extra:
-            if argument.startswith("--seed_everything"):
-                raise ValueError(f"the seeds are set by --seeds: leave out {argument}")
+        refuse_seed(extra)
         claims, figure = measure(options, extra)
         conclude(description.partition("\n")[0], claims, options.seeds, figure, options.folder)
 

@@ -8,6 +8,27 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 
+def make_parser(prog: str, description: str, epilog: str, *, folder: str) -> argparse.ArgumentParser:
+    """Make the parser of a script that sweeps: what all have in common, ``--folder`` and ``--jobs`` among it.
+
+    Args:
+        prog: name of the script's file.
+        description: what it does, in a line.
+        epilog: what is to know about it, printed as it stands.
+        folder: what is kept in the folder.
+    """
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--folder", required=True, help=f"where {folder} are kept")
+    parser.add_argument("--jobs", type=int, metavar="N", help="processes on this machine (default: 1)")
+    return parser
+
+
 def run_script(
     parser: argparse.ArgumentParser,
     work: Callable[[argparse.Namespace, Sequence[str]], None],
@@ -29,6 +50,17 @@ def run_script(
     options = parser.parse_args(given[:cut])
     with one_line_ending(parser.prog, "; the same command goes on with the runs that are missing"):
         work(options, given[cut + 1 :])
+
+
+def refuse_seed(extra: Sequence[str]) -> None:
+    """Refuse a seed among the arguments for pl-robust of a script that has ``--seeds``.
+
+    Raises:
+        ValueError: if there is one.
+    """
+    for argument in extra:
+        if argument.startswith("--seed_everything"):
+            raise ValueError(f"the seeds are set by --seeds: leave out {argument}")
 
 
 @contextmanager
