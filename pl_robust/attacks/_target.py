@@ -49,6 +49,7 @@ class Target:
         self._loss = loss
         self._targets = None if targets is None else (targets.clone() if targets.is_inference() else targets.detach())
         self._check_labels = check
+        self._check_range = check and x.dtype == torch.float16  # the others hold what float32 does
         self._shift: float | Tensor = 0.0
         self._scale: float | Tensor = 1.0
         # The perturbation is kept in float32 at least: 8/255 is two steps of bfloat16 at 1.
@@ -60,10 +61,20 @@ class Target:
             self.x = self.x * self._scale + self._shift
 
     def to_input(self, x_adv: Tensor) -> Tensor:
-        """Bring images in input units to what the model takes: its normalization and dtype."""
+        """Bring images in input units to what the model takes: its normalization and dtype.
+
+        Raises:
+            ValueError: if float16 cannot hold them.
+        """
         if self._normalized:
             x_adv = (x_adv - self._shift) / self._scale
-        return x_adv.to(self._input.dtype)
+        given = x_adv.to(self._input.dtype)
+        if self._check_range and bool(given.isinf().any()):
+            raise ValueError(
+                f"`eps` or the step takes `x` to {float(x_adv.detach().abs().max()):.4g}, beyond the "
+                f"{torch.finfo(torch.float16).max:g} that float16 holds: give `bounds`, or inputs in float32"
+            )
+        return given
 
     def evaluate(self, x_adv: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Logits [n, classes] and losses ([n], or [] from a loss that reduces) at ``x_adv``, the images of ``rows``."""

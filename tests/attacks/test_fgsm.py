@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from pl_robust.attacks import FGSM, fgsm
+from pl_robust.attacks import FGSM, fgsm, nfgsm, pgd
 from tests.attacks import models
 
 
@@ -89,3 +91,11 @@ def test_the_generator_alone_decides_the_noise() -> None:
     assert torch.equal(state, torch.get_rng_state())
     assert torch.equal(first, attack(model, x, y, generator=torch.Generator().manual_seed(7)))
     assert not torch.equal(first, attack(model, x, y, generator=torch.Generator().manual_seed(8)))
+
+
+@pytest.mark.parametrize("attack", [fgsm, nfgsm, pgd])
+def test_what_float16_cannot_hold_is_refused(attack: Any) -> None:
+    model, x, y = nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), torch.rand(2, 1, 2, 2), torch.tensor([0, 1])
+    with pytest.raises(ValueError, match="beyond the 65504 that float16 holds: give `bounds`, or inputs in float32"):
+        attack(lambda images: model(images.float()), x.half(), y, eps=1e6, bounds=None)
+    assert attack(model, x, y, eps=1e6, bounds=None).abs().max() > 1e5

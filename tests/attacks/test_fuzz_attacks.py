@@ -120,7 +120,7 @@ def test_x_adv_is_in_the_ball_and_the_box_and_nothing_else_moves(
 ) -> None:
     radius = number(eps)
     assume(norm == "l2" or bounds is None or radius <= bounds[1] - bounds[0])
-    assume(bounds is not None or x.dtype != torch.float16 or radius < 1e4)  # what float16 can hold is finite
+    assume(bounds is not None or x.dtype != torch.float16 or radius < 1e4)  # beyond they are refused: test_fgsm.py
     channels = x.shape[1]
     mean, std = [0.4 + 0.1 * i for i in range(channels)], [0.5 / (1 + i) for i in range(channels)]
     shift, scale = (torch.tensor(part, dtype=torch.float64)[:, None, None] for part in (mean, std))
