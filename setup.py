@@ -78,6 +78,7 @@ setup(
             "mkdocs>=1.6,<2",  # 1.6: pages made by hooks; 2 has no plugins
             "mkdocs-material>=9.5",
             "mkdocstrings[python]>=0.27",
+            "latex2mathml>=3.81",  # formulas without a script
             "ruff>=0.9",  # lays out signatures
         ],
         "dev": ["mypy>=1.13", "ruff>=0.9", "types-PyYAML"],

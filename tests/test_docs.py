@@ -95,5 +95,8 @@ def test_the_site_builds_without_a_network(tmp_path: Path) -> None:
         assert not missing, f"pl_robust.{room}: {missing}"
         assert not page.fetched  # nothing comes from elsewhere when it is opened, either
         assert ":math:" not in html
+        assert ".. math" not in html
     fgsm = (tmp_path / "api" / "attacks.html").read_text().partition('id="pl_robust.attacks.fgsm"')[2]
     assert "radius in input units" in fgsm.partition('id="pl_robust.attacks.')[0]  # from the docstring
+    losses = (tmp_path / "api" / "losses.html").read_text().partition('id="pl_robust.losses.trades_loss"')[2]
+    assert "<mi>&#x003B2;</mi>" in losses.partition('id="pl_robust.losses.')[0]  # its beta, drawn
