@@ -136,6 +136,9 @@ class ExactResume(Callback):
         if self._loaded is not None and self._loaded["position"] == _VALIDATED:
             self._restore(trainer, pl_module, self._loaded)
             self._loaded = None
+            if not _steps_on_plateaus(trainer):
+                # Before 2.5, Lightning steps an epoch's schedules a second time where it thinks that it restarts.
+                trainer.fit_loop._restarting = False
         self._mark(trainer, pl_module, _ENDED if _is_complete(trainer) else _INSIDE)
 
     def _mark(self, trainer: Trainer, pl_module: LightningModule, position: str) -> None:
@@ -177,9 +180,13 @@ def _obstacles(trainer: Any, position: str) -> list[str]:
         )
     if trainer.reload_dataloaders_every_n_epochs:
         obstacles.append("dataloaders are reloaded in other epochs (use reload_dataloaders_every_n_epochs=0)")
-    if any(config.reduce_on_plateau and config.interval == "epoch" for config in trainer.lr_scheduler_configs):
+    if _steps_on_plateaus(trainer):
         obstacles.append("ReduceLROnPlateau misses the step that follows the checkpoint")
     return obstacles
+
+
+def _steps_on_plateaus(trainer: Any) -> bool:
+    return any(config.reduce_on_plateau and config.interval == "epoch" for config in trainer.lr_scheduler_configs)
 
 
 def _finish_epoch(trainer: Any) -> None:

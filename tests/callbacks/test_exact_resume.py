@@ -115,6 +115,12 @@ class Noisy(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
+class Epochwise(Noisy):
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.Adam(self.parameters(), 0.01)
+        return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)}
+
+
 class Plateau(Noisy):
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.SGD(self.parameters(), 0.01)
@@ -293,6 +299,19 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "a fixed number of steps": {"max_steps": EPOCHS * BATCHES, "max_epochs": -1},
     "a fixed number of steps, validation": {"max_steps": EPOCHS * BATCHES, "max_epochs": -1, "val": True},
     "a fixed number of steps, saved at validation's end": {
+        "max_steps": EPOCHS * BATCHES,
+        "max_epochs": -1,
+        "val": True,
+        "checkpoint": {"save_on_train_epoch_end": False},
+    },
+    "a schedule of epochs": {"module": Epochwise},
+    "a schedule of epochs, saved at validation's end": {
+        "module": Epochwise,
+        "val": True,
+        "checkpoint": {"save_on_train_epoch_end": False},
+    },
+    "a schedule of epochs, a fixed number of steps, saved at validation's end": {
+        "module": Epochwise,
         "max_steps": EPOCHS * BATCHES,
         "max_epochs": -1,
         "val": True,
