@@ -36,10 +36,10 @@ class ExactResume(Callback):
     * Checkpoints of an epoch's end (``on_train_epoch_end``, or ``on_validation_end`` after the last batch) resume
       exactly. Hooks of that event that come after the checkpoint's are not run again: what they draw is missing (the
       LightningModule's ``on_validation_end``; with pytorch-lightning 1.9 its ``on_train_epoch_end``, too).
-    * Checkpoints inside an epoch do so behind an optimizer's step, if the training dataloaders keep their own state
-      (``state_dict`` and ``load_state_dict``), as that of ``SignalDataModule`` does, and no ``on_train_start`` draws.
-      With others they do not: Lightning starts the dataloader anew and trains what is left of the epoch on other
-      batches. The random state is restored as far as it goes, and a warning says so.
+    * Checkpoints inside an epoch do so behind an optimizer's step, with Lightning 2.5 or later, if the training
+      dataloaders keep their own state (``state_dict`` and ``load_state_dict``), as that of ``SignalDataModule`` does,
+      and no ``on_train_start`` draws. With others they do not: Lightning starts the dataloader anew and trains what is
+      left of the epoch on other batches. The random state is restored as far as it goes, and a warning says so.
     * A warning names what else stands in the way: persistent workers, dataloaders that are reloaded,
       ``ReduceLROnPlateau`` once an epoch (Lightning saves before it steps), a generator that is gone.
     * On CUDA the same random numbers are drawn; the same bits need deterministic kernels on top.
@@ -168,6 +168,11 @@ def _obstacles(trainer: Any, position: str) -> list[str]:
         if not all(hasattr(loader, "load_state_dict") for loader in flatten_loaders(trainer.train_dataloader)):
             obstacles.append(
                 "the checkpoint was written inside an epoch, and Lightning trains the rest of it on other batches"
+                " (use a checkpoint of an epoch's end)"
+            )
+        elif not hasattr(trainer.fit_loop, "reset_restart_stage"):
+            obstacles.append(
+                "the checkpoint was written inside an epoch, and Lightning before 2.5 trains the batch before it again"
                 " (use a checkpoint of an epoch's end)"
             )
         if trainer.fit_loop.epoch_loop.batch_progress.current.processed % trainer.accumulate_grad_batches:

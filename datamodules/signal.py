@@ -29,7 +29,7 @@ class SignalDataModule(LightningDataModule):
     ``transfer_batch_to_device`` makes the batch of it: the training points themselves, the same memory at every step,
     or ``points_per_step`` of them drawn there, with replacement, by a generator seeded with ``seed``, the step and the
     rank. So nothing is copied, ``steps_per_epoch`` steps make an epoch of the Trainer, and a resumed run draws what the
-    uninterrupted one does, inside an epoch, too. Do not change a batch in place.
+    uninterrupted one does, with Lightning 2.5 or later inside an epoch, too. Do not change a batch in place.
 
     Under DDP each rank draws points of its own; the full batch is the same on every rank, which is correct and no
     faster. Evaluation shares the points out without repeating any.
