@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import copy
+import operator
 from typing import Any, Literal
+
+from lightning_utilities.core.imports import compare_version
 
 from pl_robust._batch import split_batch
 from pl_robust._dataloaders import count_real, flatten_loaders, loader_names
 from pl_robust._figure import publish_figure
 from pl_robust._lightning import (
+    NAMESPACE,
     Callback,
     LightningModule,
     MisconfigurationException,
@@ -22,6 +26,9 @@ from pl_robust.callbacks._calibration_measure import CalibrationGauge
 from pl_robust.callbacks._calibration_report import draw_reliability, summarize
 from pl_robust.callbacks._observer import refuse_split_parameters
 from pl_robust.metrics import CalibrationSummary
+
+# Lightning's own ending, under which it lets nobody log at an epoch's end before 2.5.3.
+_NUMBERED = "/dataloader_idx_{}" if compare_version(NAMESPACE, operator.ge, "2.5.3") else "/{}"
 
 
 class CalibrationLogger(Callback):
@@ -37,7 +44,8 @@ class CalibrationLogger(Callback):
     * ``val/robust_gap``: the best adversarial accuracy of this fit so far minus the present one (Rice et al. 2020, in
       validation inside ``fit``): robust overfitting, as it grows,
 
-    and ``test/…``; of several dataloaders with their names behind, as ``AdversarialTraining`` has them. ModelCheckpoint
+    and ``test/…``; of several dataloaders with their names behind, as ``AdversarialTraining`` has them (with Lightning
+    before 2.5.3, of those without names ``val/ece/0``, not ``val/ece/dataloader_idx_0``). ModelCheckpoint
     and EarlyStopping find the values in the validation that gave them, wherever they stand in the list (with
     ``every_n_epochs=n`` they need ``ModelCheckpoint(every_n_epochs=n)`` and ``EarlyStopping(strict=False)``). After
     ``fit``, ``validate`` and ``test`` it prints a table and leaves the reliability diagrams of the last check, clean
@@ -230,7 +238,7 @@ class CalibrationLogger(Callback):
             self._latest = []
         for index, gauge in enumerate(gauges):
             name = names[index]
-            end = f"/{name}" if name is not None else f"/dataloader_idx_{index}" if len(names) > 1 else ""
+            end = f"/{name}" if name is not None else _NUMBERED.format(index) if len(names) > 1 else ""
             summaries = gauge.summaries()
             if not summaries[""].samples:
                 rank_zero_warn(f"{type(self).__name__} has seen no sample: the dataloader {split}{end} is empty")
