@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pl_robust._grad_mode import autograd_on
+
 
 def _is_expanded(tensor: Tensor) -> bool:
     """Tell whether several entries share memory: torch writes into no such tensor, and it needs no restoring."""
@@ -46,8 +48,7 @@ def probe(module: nn.Module) -> Iterator[None]:
     try:
         with (
             torch.random.fork_rng(devices=devices),
-            torch.inference_mode(False),
-            torch.enable_grad(),
+            autograd_on(),
             stance("force_eager") if stance is not None else nullcontext(),
         ):
             for parameter, _ in gradients:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from pl_robust._grad_mode import autograd_on
 from pl_robust.attacks._threat_model import per_channel
 
 Model: TypeAlias = Callable[[Tensor], Tensor]
@@ -143,7 +144,7 @@ def under_attack(
             f"`targets` must come with a `loss` that takes them, one for each of the {len(y)} samples, "
             f"got shape {list(targets.shape)} and loss={loss!r}"
         )
-    with torch.inference_mode(False), torch.enable_grad(), batch_norm_mode(model, batch_norm):
+    with autograd_on(), batch_norm_mode(model, batch_norm):
         target = Target(model, x, y, loss=loss, targets=targets, normalization=normalization, check=check)
         if check:
             _check_values(target.x, x.dtype, bounds)

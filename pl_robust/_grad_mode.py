@@ -1,0 +1,18 @@
+"""Autograd wherever one is called, in all versions of torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+@contextmanager
+def autograd_on() -> Iterator[None]:
+    """Switch autograd on, also inside ``no_grad``, inference mode and autocast there."""
+    if torch.is_inference_mode_enabled():
+        # Autocast keeps the weights that it has cast, in torch 2.2 also those cast here, which autograd refuses.
+        torch.clear_autocast_cache()
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
