@@ -39,11 +39,11 @@ setup(
         "pytorch-lightning>=1.9.5,<3,!=2.6.2,!=2.6.3",
         "lightning-utilities>=0.8",  # Lightning's own, named because we import it
         "torchmetrics>=1.0",  # what pytorch-lightning 2.x is tested with
-        "jsonargparse[signatures]>=4.39",  # the bound of pytorch-lightning's own extra for LightningCLI
+        "jsonargparse[signatures]>=4.51",  # before, overriding a part of a class inside a class fails, and messages say less
         "tensorboard>=2.9.1",  # TensorBoardLogger's own bound
         "matplotlib>=3.7",  # the callbacks' figures; legends outside of the axes
         "numpy>=1.22",
-        "scipy>=1.8",  # eigenvalues of operators
+        "scipy>=1.10",  # eigenvalues of operators; confidence intervals of paired tests
         "joblib>=1.4",  # sweeps; the first whose generators come in the order of completion
         "tqdm>=4.57",  # Lightning's own bound
         "scikit-learn>=1.2",  # ships the digits data
