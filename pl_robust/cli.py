@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+import pickle
 import sys
 import warnings
 from collections.abc import Sequence
@@ -85,6 +87,7 @@ def run(args: Sequence[str] | None = None) -> Any:
             getattr(face, name)  # a class goes by its short name once it is imported
 
     from jsonargparse import ArgumentError
+    from lightning_utilities.core.imports import compare_version
 
     from pl_robust._lightning import (
         NAMESPACE,
@@ -112,6 +115,8 @@ def run(args: Sequence[str] | None = None) -> Any:
             check_checkpoint(chosen.get("ckpt_path"))
 
         def _parse_ckpt_path(self) -> None:  # the newer Lightnings': the checkpoint's hyperparameters win
+            if compare_version(NAMESPACE, operator.lt, "2.6"):
+                return  # 2.5.5 and 2.5.6 do not look for the class that they belong to, and fail
             chosen = self.config["subcommand"]
             asked = self.config[chosen]["model"].as_dict()
             try:
@@ -133,6 +138,11 @@ def run(args: Sequence[str] | None = None) -> Any:
                 if error.args != (VERSION_KEY,) or passes_other_code(error):
                     raise
                 raise ConfigurationError(NOT_OF_LIGHTNING) from error
+            except pickle.UnpicklingError as error:  # of `--ckpt_path`, where Lightning has not looked into it before
+                path = self.config[subcommand]["ckpt_path"]
+                if path is None or passes_other_code(error):
+                    raise
+                raise ConfigurationError(why_unreadable(path, error)) from error
 
         def instantiate_classes(self) -> None:
             try:

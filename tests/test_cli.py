@@ -19,6 +19,7 @@ from pl_robust.attacks import FGSM
 from pl_robust.cli import main, run
 from pl_robust.models import SmallCNN
 from pl_robust.modules import AdversarialTraining
+from tests.toys import needs_checkpoint_arguments, needs_rebuilding
 
 pytestmark = [
     pytest.mark.lightning,
@@ -45,7 +46,10 @@ def config(folder: Path, **changes: Any) -> str:
 
 @pytest.mark.parametrize("command", [["pl-robust"], [sys.executable, "-m", "pl_robust"]])
 def test_version_and_help_come_at_once(command: list[str], tmp_path: Path) -> None:
-    command = [str(Path(sys.executable).with_name("pl-robust"))] if command == ["pl-robust"] else command
+    if command == ["pl-robust"]:
+        command = [str(Path(sys.executable).with_name("pl-robust"))]
+        if not Path(command[0]).exists():
+            pytest.skip("pl_robust is installed in an environment behind this one")
     answer = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert answer.stdout.strip() == f"pl-robust {pl_robust.__version__}"
     assert answer.stderr == ""
@@ -63,6 +67,7 @@ def test_fractions_short_names_and_links(tmp_path: Path) -> None:
     assert cli.model.num_classes == cli.datamodule.num_classes == 10
 
 
+@needs_rebuilding
 def test_fit_then_test_and_load_from_the_checkpoint(tmp_path: Path) -> None:
     net = {"class_path": "SmallCNN", "init_args": {"width": 4}}
     path = config(tmp_path, net=net)
@@ -109,6 +114,7 @@ class _OwnNote(_Unlinked):
 
 
 @pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader` but have no `validation_step`")
+@needs_checkpoint_arguments
 def test_the_number_of_classes_is_noted_for_those_alone_that_take_it(tmp_path: Path) -> None:
     data = ["--data=ImageDataModule", "--data.name=digits", "--trainer.limit_val_batches=0", "--trainer.logger=false"]
     for name, noted in (("_Unlinked", False), ("_Linked", True)):
@@ -293,6 +299,7 @@ class Plain:
     """An object that no checkpoint should hold."""
 
 
+@needs_checkpoint_arguments
 def test_a_file_that_is_no_checkpoint_of_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["test", "--config", config(tmp_path), *QUIET, "--ckpt_path=one.ckpt"]
     torch.save({"state_dict": SmallCNN().state_dict()}, "one.ckpt")
@@ -332,6 +339,7 @@ def test_every_argument_that_the_checkpoint_replaces_is_named(
     assert found == (said and f"the checkpoint's own arguments of M hold: {said}")
 
 
+@needs_checkpoint_arguments
 def test_a_checkpoint_does_not_replace_the_configuration_without_a_word(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -20,7 +20,15 @@ from pl_robust.metrics import Calibration
 from pl_robust.models import BinaryLogits
 from pl_robust.modules import AdversarialTraining
 from tests.metrics.test_calibration import oracle
-from tests.toys import PlainModule, assert_identical, loader, quiet_trainer, stripes, training_state
+from tests.toys import (
+    PlainModule,
+    assert_identical,
+    loader,
+    needs_named_loaders,
+    quiet_trainer,
+    stripes,
+    training_state,
+)
 
 pytestmark = pytest.mark.lightning
 
@@ -226,6 +234,7 @@ def test_the_modules_attack_is_taken_where_there_is_one(module: Any) -> None:
     assert logger.history[-1]["acc"] == none.history[-1]["acc"]
 
 
+@needs_named_loaders
 def test_dataloaders_have_their_names_behind() -> None:
     logger = CalibrationLogger(FGSM(0.1), suffix="_fgsm")
     trainer = quiet_trainer(callbacks=[logger])
@@ -336,6 +345,7 @@ def test_a_network_that_diverges_draws_one_warning_and_ends_no_run(tmp_path: Pat
 
 
 @pytest.mark.filterwarnings("ignore:Total length of `(DataLoader|CombinedLoader|dict)`.* is zero")
+@needs_named_loaders
 def test_one_sample_is_enough_and_none_is_spoken_of(capsys: pytest.CaptureFixture[str]) -> None:
     logger = CalibrationLogger(FGSM(0.1))
     trainer = quiet_trainer(callbacks=[logger])
@@ -347,6 +357,7 @@ def test_one_sample_is_enough_and_none_is_spoken_of(capsys: pytest.CaptureFixtur
     assert "clean/one" in capsys.readouterr().out
 
 
+@needs_named_loaders
 def test_figures_and_tables_find_their_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

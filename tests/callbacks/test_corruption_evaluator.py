@@ -24,7 +24,7 @@ from pl_robust.callbacks import CorruptionEvaluator
 from pl_robust.datamodules import CorruptedImageDataModule
 from pl_robust.modules import AdversarialTraining
 from pl_robust.transforms.corruption import CORRUPTIONS, corrupt, table_for
-from tests.toys import PlainModule, assert_identical, quiet_trainer, stripes, training_state
+from tests.toys import PlainModule, assert_identical, needs_named_loaders, quiet_trainer, stripes, training_state
 
 pytestmark = pytest.mark.lightning
 
@@ -311,6 +311,7 @@ def test_shuffled_data_is_refused() -> None:
 
 
 @pytest.mark.parametrize("chosen", [1, "fog"])
+@needs_named_loaders
 def test_one_of_several_dataloaders_is_evaluated(chosen: int | str) -> None:
     class Several(Classifier):
         def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -346,6 +347,7 @@ def test_it_evaluates_adversarial_training() -> None:
     assert watching.history[0]["acc"] == by_hand(module, pictures(40))[1]
 
 
+@needs_named_loaders
 def test_it_sees_the_images_of_the_datamodule() -> None:
     class Base(LightningDataModule):
         def test_dataloader(self) -> Any:
@@ -363,6 +365,7 @@ def test_it_sees_the_images_of_the_datamodule() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Total length of `(DataLoader|CombinedLoader|dict)`.* is zero")
+@needs_named_loaders
 def test_a_dataloader_without_images_is_spoken_of(capsys: pytest.CaptureFixture[str]) -> None:
     class Several(Classifier):
         def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:

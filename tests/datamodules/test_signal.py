@@ -18,7 +18,7 @@ from pl_robust.callbacks import ExactResume
 from pl_robust.datamodules import SignalDataModule
 from pl_robust.datamodules._signal_loaders import Piece, StepLoader, cut
 from tests._processes import run_ranks
-from tests.toys import assert_identical, quiet_trainer
+from tests.toys import assert_identical, needs_exact_middle, quiet_trainer
 
 pytestmark = pytest.mark.lightning
 random = np.random.default_rng(0)
@@ -522,6 +522,7 @@ def test_resumed_at_an_epochs_end_it_ends_with_the_same_bits() -> None:
 
 
 @pytest.mark.parametrize("at", [3, 7])
+@needs_exact_middle
 def test_resumed_inside_an_epoch_it_ends_with_the_same_bits(at: int) -> None:
     straight = _fit(_points(), max_epochs=3, callbacks=[_Saver(at)])
     resumed = _fit(_points(), seed=1, max_epochs=3, ckpt_path="killed.ckpt")
@@ -535,6 +536,7 @@ class _NoisyFit(_Fit):
 
 
 @pytest.mark.parametrize("accumulated", [1, 2])
+@needs_exact_middle
 def test_resumed_inside_an_epoch_with_its_random_state_nothing_stands_in_the_way(
     accumulated: int, recwarn: pytest.WarningsRecorder
 ) -> None:
@@ -553,6 +555,7 @@ def test_resumed_inside_an_epoch_with_its_random_state_nothing_stands_in_the_way
     assert not [str(one.message) for one in recwarn if "ExactResume" in str(one.message)]
 
 
+@needs_exact_middle
 def test_gradients_that_were_being_accumulated_are_missed() -> None:
     arguments: dict[str, Any] = {"max_epochs": 2, "accumulate_grad_batches": 3}
     _fit(_points(), callbacks=[ExactResume(), _Saver(1)], **arguments)  # behind batch 3, and again behind batch 4
@@ -580,6 +583,7 @@ class _Rescue(Callback):
         trainer.save_checkpoint("killed.ckpt")
 
 
+@needs_exact_middle
 def test_a_step_that_broke_off_is_trained_again_on_its_points() -> None:
     straight = _fit(_points(), max_epochs=3)
     torch.manual_seed(0)

@@ -14,7 +14,7 @@ from pl_robust.attacks import FGSM
 from pl_robust.cli import main
 from pl_robust.models import MLP, Pretrained, PretrainedEnsemble, SmallCNN
 from pl_robust.modules import AdversarialTraining, AKDStudent
-from tests.toys import assert_identical, loader, quiet_trainer
+from tests.toys import assert_identical, loader, needs_rebuilding, quiet_trainer
 
 X = torch.rand(5, 1, 8, 8)
 
@@ -56,6 +56,7 @@ def test_it_reads_what_a_trainer_has_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.lightning
+@needs_rebuilding
 def test_the_command_trains_teachers_and_an_ensemble_of_them_teaches_a_student(tmp_path: Path) -> None:
     """All of it from YAML: early stopped teachers, and a student of them whose checkpoint holds nothing of theirs."""
     small_cnn = {"class_path": "SmallCNN", "init_args": {"width": 2}}

@@ -17,7 +17,7 @@ from pl_robust.losses import TRADES, GradAlign, Regularizer
 from pl_robust.models import PreActResNet, SmallCNN
 from pl_robust.modules import AdversarialTraining
 from tests.attacks.test_attack import Own
-from tests.toys import assert_identical, loader, quiet_trainer, stripes
+from tests.toys import assert_identical, loader, needs_named_loaders, quiet_trainer, stripes
 
 pytestmark = pytest.mark.lightning
 
@@ -232,6 +232,7 @@ def test_without_weight_a_regularizer_changes_no_gradient() -> None:
     assert_identical(dict(modules[0].net.state_dict()), dict(modules[1].net.state_dict()))
 
 
+@needs_named_loaders
 def test_dataloaders_in_a_dict_are_logged_by_their_names() -> None:
     module = AdversarialTraining(small_net(), FGSM(0.1), num_classes=3)
     trainer = quiet_trainer(max_epochs=1)
@@ -379,6 +380,7 @@ def test_running_statistics_are_not_written_between_the_derivatives() -> None:
         assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in net.parameters())
 
 
+@needs_named_loaders
 def test_fgsm_stronger_than_pgd_draws_a_warning() -> None:
     data = DataLoader(TensorDataset(torch.full((64, 1, 8, 8), 0.5), torch.zeros(64, dtype=torch.long)), 16)
     (said,) = warned_of(Misleading(), data)
@@ -387,6 +389,7 @@ def test_fgsm_stronger_than_pgd_draws_a_warning() -> None:
     assert [text.split(":")[0] for text in named] == ["test/one", "test/two"]
 
 
+@needs_named_loaders
 def test_named_test_sets_are_printed_as_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     module = AdversarialTraining(small_net(), FGSM(0.1), num_classes=3)
     trainer = quiet_trainer()

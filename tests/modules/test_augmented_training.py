@@ -21,7 +21,7 @@ from pl_robust.modules import AugmentedTraining
 from pl_robust.modules.augmented_training import published_sgd, split_views
 from pl_robust.transforms import AugMix
 from tests.modules.test_adversarial_training import small_net
-from tests.toys import assert_identical, loader, quiet_trainer, stripes
+from tests.toys import assert_identical, loader, needs_named_loaders, quiet_trainer, stripes
 
 pytestmark = pytest.mark.lightning
 
@@ -228,6 +228,7 @@ def test_training_logs_loss_and_accuracy_on_clean_images() -> None:
     assert logged["train/loss"].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
+@needs_named_loaders
 def test_dataloaders_in_a_dict_are_logged_by_their_names_and_printed(capsys: pytest.CaptureFixture[str]) -> None:
     module = AugmentedTraining(small_net(), num_classes=3)
     data = {"clean": loader(48), "noise/3": [loader(32, seed=1), loader(40, seed=2)]}

@@ -24,7 +24,7 @@ from pl_robust.modules._net_group import NetGroup
 from pl_robust.modules._signal_batch import split_signals
 from pl_robust.modules.inr_fitting import published_adam
 from tests._processes import run_ranks
-from tests.toys import assert_identical, quiet_trainer
+from tests.toys import assert_identical, needs_named_loaders, needs_rebuilding, quiet_trainer
 
 pytestmark = pytest.mark.lightning
 
@@ -278,6 +278,7 @@ def test_two_validation_loaders_have_a_psnr_each() -> None:
         assert logged == pytest.approx(-10 * math.log10(error), abs=1e-4)
 
 
+@needs_named_loaders
 def test_dataloaders_of_a_dict_give_their_names() -> None:
     points = grid_coordinates((4, 4))
     loaders: Any = {name: DataLoader(TensorDataset(points, points[:, :1]), batch_size=5) for name in ("low", "high")}
@@ -447,6 +448,7 @@ def test_a_resumed_run_ends_with_the_same_bits(count: int, tmp_path: Path) -> No
     assert_identical(straight, start(INRFitting, 1, str(tmp_path / "Stopping.ckpt")))
 
 
+@needs_rebuilding
 def test_it_runs_from_a_configuration(tmp_path: Path) -> None:
     configuration = {
         "seed_everything": 1,

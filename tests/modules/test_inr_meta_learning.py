@@ -20,7 +20,7 @@ from pl_robust.models import MLP, SIREN, FourierFeatureNetwork, load_siren, save
 from pl_robust.modules import INRFitting, INRMetaLearning
 from pl_robust.modules._inner_loop import inner_loop
 from pl_robust.modules.inr_meta_learning import published_adam
-from tests.toys import assert_identical, loader, quiet_trainer, stripes
+from tests.toys import assert_identical, loader, needs_named_loaders, needs_rebuilding, quiet_trainer, stripes
 
 pytestmark = pytest.mark.lightning
 
@@ -274,6 +274,7 @@ def test_batches_of_every_kind() -> None:
     assert_identical(fit(DataLoader(records, batch_size=16), input_key="image"), expected)
 
 
+@needs_named_loaders
 def test_dataloaders_of_a_dict_give_their_names_and_sizes() -> None:
     module = INRMetaLearning(siren())
     loaders: Any = {"large": DataLoader(torch.rand(3, 1, 9, 7)), "small": DataLoader(images(2))}  # type: ignore[arg-type]
@@ -408,6 +409,7 @@ def test_the_released_weights_fit_faces_in_two_steps() -> None:
     assert ratios["released"] > ratios["new"] + 3
 
 
+@needs_rebuilding
 def test_a_configuration_starts_from_a_file(tmp_path: Path) -> None:
     save_siren(siren(), tmp_path / "init.npz")
     net = {"class_path": "pl_robust.models.load_siren", "init_args": {"path": str(tmp_path / "init.npz")}}

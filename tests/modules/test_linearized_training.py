@@ -19,7 +19,7 @@ from pl_robust.modules import AdversarialTraining, LinearizedTraining
 from pl_robust.modules.linearized_training import published_sgd
 from pl_robust.ntk import LinearizedModel, linearize
 from tests.modules.test_adversarial_training import small_net
-from tests.toys import assert_identical, loader, quiet_trainer, stripes
+from tests.toys import assert_identical, loader, needs_rebuilding, quiet_trainer, stripes
 
 pytestmark = pytest.mark.lightning
 
@@ -247,6 +247,7 @@ def test_adversarial_training_takes_a_linearized_net() -> None:
 
 
 @pytest.mark.parametrize("linearized", [True, False])
+@needs_rebuilding
 def test_one_flag_of_a_configuration_decides(linearized: bool, tmp_path: Path) -> None:
     net = {"class_path": "pl_robust.models.MLP", "init_args": {"in_features": 64, "hidden": [16], "activation": "tanh"}}
     run = {

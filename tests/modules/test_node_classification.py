@@ -21,7 +21,7 @@ from pl_robust.datamodules import GraphDataModule
 from pl_robust.models import GCN, SGC, NodeMLP
 from pl_robust.modules import NodeClassification
 from pl_robust.modules._node_best import BestWeights
-from tests.toys import assert_identical, quiet_trainer
+from tests.toys import assert_identical, needs_rebuilding, quiet_trainer
 
 pytestmark = pytest.mark.lightning
 
@@ -218,6 +218,7 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
     assert resumed._best.loss != before  # type: ignore[union-attr]
 
 
+@needs_rebuilding
 def test_a_checkpoint_brings_the_network_back(tmp_path: Path) -> None:
     config = {
         "seed_everything": 0,
