@@ -33,13 +33,13 @@ setup(
     ],
     package_data={"pl_robust": ["py.typed"]},
     install_requires=[
-        "torch>=2.2",  # before, SGD's `lr` has a default that is no number, and LightningCLI refuses every optimizer
-        "torchvision>=0.17",  # the one beside torch 2.2
+        "torch>=2.4",  # before, attention can hardly be differentiated twice or forwards
+        "torchvision>=0.19",  # the one beside torch 2.4
         # 1.9.5 is the last release that lightning-bolts takes; 2.6.2 and 2.6.3 were compromised (GHSA-w37p-236h-pfx3)
         "pytorch-lightning>=1.9.5,<3,!=2.6.2,!=2.6.3",
         "lightning-utilities>=0.8",  # Lightning's own, named because we import it
         "torchmetrics>=1.0",  # what pytorch-lightning 2.x is tested with
-        "jsonargparse[signatures]>=4.51",  # before, overriding a part of a class inside a class fails, and messages say less
+        "jsonargparse[signatures]>=4.51",  # before, classes inside classes cannot be overridden piece by piece
         "tensorboard>=2.9.1",  # TensorBoardLogger's own bound
         "matplotlib>=3.7",  # the callbacks' figures; legends outside of the axes
         "numpy>=1.22",

@@ -10,8 +10,6 @@ from weakref import ref
 import torch
 from torch import Tensor
 
-from pl_robust._compiling import is_compiling
-
 T = TypeVar("T")
 
 
@@ -83,6 +81,6 @@ def _is(known: ref[Tensor] | None, tensor: Tensor | None) -> bool:
 
 def can_keep(*inputs: Tensor | None) -> bool:
     """Tell whether results of these tensors may be kept, here and now."""
-    if is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
+    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
         return False
     return not any(tensor is not None and (tensor.requires_grad or tensor.is_inference()) for tensor in inputs)

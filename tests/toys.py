@@ -30,7 +30,9 @@ OLD = is_before("2.0")
 """Whether this is Lightning 1.9."""
 
 needs_named_loaders = needs_lightning("2.0", "dataloaders come in no dict")
-needs_double = needs_lightning("2.1", "only a module's own steps see doubles")
+needs_folders = needs_lightning("2.1", "all runs of a CSVLogger share one folder")
+needs_shared_shuffling = needs_lightning("2.1", "ranks of different seeds shuffle differently")
+needs_frozen_parts = needs_lightning("2.2", "training starts with all parts in training mode")
 needs_exact_middle = needs_lightning("2.5", "a run resumed inside an epoch trains one batch again")
 needs_rebuilding = needs_lightning("2.4", "`load_from_checkpoint` does not make the networks that the command has made")
 needs_checkpoint_arguments = needs_lightning("2.6", "the command takes no arguments from a checkpoint")
@@ -92,8 +94,8 @@ def quiet_trainer(**arguments: Any) -> Trainer:
     }
     if "callbacks" in arguments:
         arguments["callbacks"] = list(arguments["callbacks"])  # Lightning 1.9 adds its own to the list it is given
-    if arguments.get("precision") in ("bf16-true", "16-true") and is_before("2.1"):
-        pytest.skip("before Lightning 2.1, there is no half precision but the mixed one")
+    if arguments.get("precision") in ("bf16-true", "16-true", 64, "64", "64-true") and is_before("2.1"):
+        pytest.skip("before Lightning 2.1, half precision is mixed only, and only a module's own steps see doubles")
     return Trainer(**{**quiet, **(_as_in_1_9(arguments) if OLD else arguments)})
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 @contextmanager
@@ -18,16 +19,8 @@ def twice_differentiable() -> Iterator[None]:
     """
     stance: Any = getattr(torch.compiler, "set_stance", None)  # torch 2.6 and later
     with ExitStack() as stack:
-        stack.enter_context(_formula_of_attention())
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         if stance is not None:
             with suppress(RuntimeError):  # in a module that is compiled as a whole it cannot be changed
                 stack.enter_context(stance("force_eager"))
         yield
-
-
-def _formula_of_attention() -> AbstractContextManager[None]:
-    attention: Any = getattr(torch.nn, "attention", None)
-    if not hasattr(attention, "sdpa_kernel"):  # torch 2.3 and later
-        return nullcontext()
-    formula: AbstractContextManager[None] = attention.sdpa_kernel(attention.SDPBackend.MATH)
-    return formula

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pl_robust._compiling import is_compiling
 from pl_robust._number import parse_number
 
 Reduction: TypeAlias = Literal["batch", "batch_and_classes"]
@@ -125,7 +124,7 @@ def check_classes(logits: Tensor, teacher: Tensor) -> None:
 
 def _can_look(tensor: Tensor) -> bool:
     """Tell whether a check may read values: on the CPU, where it waits for no device, and outside of transforms."""
-    if tensor.device.type != "cpu" or is_compiling():
+    if tensor.device.type != "cpu" or torch.compiler.is_compiling():
         return False
     return torch._C._functorch.peek_interpreter_stack() is None
 

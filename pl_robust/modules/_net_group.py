@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pl_robust._compiling import is_compiling
 from pl_robust.modules._batched_linear import BatchedLinear
 from pl_robust.modules._part_by_part import errors_part_by_part, mean_squared_errors
 
@@ -145,7 +144,7 @@ class NetGroup(nn.Module):
     def _parts(self, x: Tensor) -> Iterator[slice]:
         """Which networks go into each pass."""
         size = self.at_once
-        if size is None and is_compiling():
+        if size is None and torch.compiler.is_compiling():
             size = self.count  # a compiler makes its own loops, and cannot look at what is kept
         elif size is None:
             needed = max(1.0, self._measure(x) * len(x))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pl_robust._call_with import call_with
 from pl_robust._probe import probe
@@ -202,8 +203,7 @@ def derivatives(model: nn.Module) -> Iterator[None]:
     devices = {parameter.device.type for parameter in model.parameters()} | {"cpu"}
     with ExitStack() as stack:
         stack.enter_context(probe(model))
-        has_autocast: Any = getattr(torch.amp, "is_autocast_available", ("cpu", "cuda").__contains__)  # torch 2.4
-        for device in filter(has_autocast, sorted(devices)):
+        for device in filter(torch.amp.is_autocast_available, sorted(devices)):
             stack.enter_context(torch.autocast(device, enabled=False))
         stack.enter_context(differentiable_operations())
         stack.enter_context(same_attributes(model))
@@ -232,7 +232,7 @@ def same_attributes(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def differentiable_operations() -> Iterator[None]:
     """Keep to operations that have derivatives in reverse and in forward mode: attention by its formula."""
-    with _formula_of_attention(), _slow_path_of_attention(), warnings.catch_warnings():
+    with formula_of_attention(), warnings.catch_warnings():
         # torch's own, about what it does at the first use of forward mode.
         warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated")
         yield
@@ -325,27 +325,16 @@ def _mixes(what: str) -> ValueError:
     )
 
 
-def _formula_of_attention() -> AbstractContextManager[None]:
-    attention: Any = getattr(torch.nn, "attention", None)
-    if not hasattr(attention, "sdpa_kernel"):  # torch 2.3 and later
-        return nullcontext()
-    formula: AbstractContextManager[None] = attention.sdpa_kernel(attention.SDPBackend.MATH)
-    return formula
-
-
 @contextmanager
-def _slow_path_of_attention() -> Iterator[None]:
-    """Keep nn.MultiheadAttention from its fused kernel for inference, which has no derivative."""
-    switch: Any = getattr(torch.backends, "mha", None)  # torch 2.3 and later
-    if switch is None:
-        yield
-        return
-    was_on = switch.get_fastpath_enabled()
-    switch.set_fastpath_enabled(False)
+def formula_of_attention() -> Iterator[None]:
+    """Attention by its formula: the fused kernels, also nn.MultiheadAttention's own, have not all derivatives."""
+    was_on = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
-        yield
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
     finally:
-        switch.set_fastpath_enabled(was_on)
+        torch.backends.mha.set_fastpath_enabled(was_on)
 
 
 def _some(names: list[str]) -> str:

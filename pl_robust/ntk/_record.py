@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge
 
 from pl_robust.ntk._arrangement import Arrange, draw_scales, find_arrangement
 from pl_robust.ntk._factors import Factors, merged
@@ -19,7 +20,6 @@ from pl_robust.ntk._readout import Readout, mixture
 from pl_robust.ntk._terms import Outer, Term, term_of
 
 _BLOCK = 2**22  # bytes that fit into a processor's cache
-_EDGE: Any = getattr(torch.autograd.graph, "GradientEdge", None)  # torch 2.2 and later; without it nothing is known
 
 
 @dataclass
@@ -152,7 +152,7 @@ class _Backward:
         for name, uses in find_uses(values, parameters).items():
             terms = [term_of(use, parameters[name]) for use in uses]
             known = [term for term in terms if term is not None]
-            if len(known) < len(terms) or (terms and _EDGE is None):
+            if len(known) < len(terms):
                 self.unknown.append(name)
             elif known:
                 self._terms[name] = known
@@ -196,7 +196,7 @@ class _Backward:
         nodes = list(dict.fromkeys(term.node for terms in self._terms.values() for term in terms))
         if not nodes:
             return {}
-        edges = [_EDGE(node, 0) for node in nodes]
+        edges = [GradientEdge(node, 0) for node in nodes]
         gradients = torch.autograd.grad(value, edges, retain_graph=True, allow_unused=True)
         refuse_hidden_uses(self._parameters)
         pairs = zip(nodes, gradients, strict=True)

@@ -21,9 +21,8 @@ from torch import Tensor, nn
 from torch.func import jvp
 
 from pl_robust._call_with import call_with
-from pl_robust._compiling import is_compiling
 from pl_robust.ntk._hollow import Hollow
-from pl_robust.ntk._model import _formula_of_attention, _slow_path_of_attention, check_embeddings, same_attributes
+from pl_robust.ntk._model import check_embeddings, formula_of_attention, same_attributes
 from pl_robust.ntk._normalization import FormulaOfNormalization
 
 
@@ -146,7 +145,7 @@ class LinearizedModel(nn.Module):
             _forward_mode(x.device.type),
             _plain_recurrence() if self._is_recurrent else nullcontext(),
             FormulaOfNormalization(),
-            nullcontext() if is_compiling() else same_attributes(self._layers[0]),
+            nullcontext() if torch.compiler.is_compiling() else same_attributes(self._layers[0]),
         ):
             if x.dtype in (torch.float16, torch.bfloat16):  # an autocast region made it
                 x = x.to(next(iter(displacement.values())).dtype)
@@ -163,7 +162,7 @@ class LinearizedModel(nn.Module):
                     )
                 return outputs
 
-            if not (self._is_checked or is_compiling()):
+            if not (self._is_checked or torch.compiler.is_compiling()):
                 with torch.enable_grad():  # nothing that goes in has a gradient
                     if model({}, x.detach()).requires_grad:
                         raise ValueError(
@@ -243,7 +242,7 @@ def _load_forward_mode() -> None:
 def _forward_mode(device: str) -> Iterator[None]:
     """Make forward-mode derivatives possible; whether reverse-mode ones are recorded stays as it was."""
     # Under autocast, batch norm gives its tangent in another precision than its value.
-    with torch.autocast(device, enabled=False), _formula_of_attention(), _slow_path_of_attention():
+    with torch.autocast(device, enabled=False), formula_of_attention():
         if torch.is_inference_mode_enabled():
             with torch.inference_mode(False), torch.no_grad():
                 yield

@@ -12,7 +12,6 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
-from pl_robust._compiling import is_compiling
 from pl_robust._number import check_count
 
 
@@ -58,7 +57,7 @@ def dct_low_pass(x: Tensor, bandwidth: int | tuple[int, int]) -> Tensor:
         )
     dtype = torch.promote_types(x.dtype, torch.float32)
     # torch.compile makes the matrices part of its graph and warns of a cache in between.
-    projector = _projector.__wrapped__ if is_compiling() else _projector
+    projector = _projector.__wrapped__ if torch.compiler.is_compiling() else _projector
     with torch.autocast(x.device.type, enabled=False):
         vertical = projector(height, rows, dtype, x.device)
         horizontal = projector(width, columns, dtype, x.device)

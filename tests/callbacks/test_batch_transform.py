@@ -15,8 +15,8 @@ import torch
 
 from pl_robust._lightning import NAMESPACE, Callback, LightningDataModule, LightningModule, Trainer
 from pl_robust.callbacks import PRIMETransform
-from tests.callbacks.test_prime_transform import OLD, Recorder, batches, brighten, halve, images
-from tests.toys import assert_identical, quiet_trainer
+from tests.callbacks.test_prime_transform import Recorder, batches, brighten, halve, images
+from tests.toys import OLD, assert_identical, quiet_trainer
 
 pytestmark = pytest.mark.lightning
 

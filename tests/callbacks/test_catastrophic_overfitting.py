@@ -15,7 +15,7 @@ from pl_robust._lightning import Callback, LightningModule, MisconfigurationExce
 from pl_robust.attacks import FGSM, NFGSM, PGD, fgsm, pgd
 from pl_robust.callbacks import CatastrophicOverfittingDetector
 from pl_robust.modules import AdversarialTraining
-from tests.toys import PlainModule, assert_identical, loader, quiet_trainer, stripes, training_state
+from tests.toys import PlainModule, assert_identical, loader, needs_frozen_parts, quiet_trainer, stripes, training_state
 
 pytestmark = pytest.mark.lightning
 
@@ -545,6 +545,7 @@ def test_sorted_validation_data_is_pointed_out() -> None:
         )
 
 
+@needs_frozen_parts
 def test_nothing_is_left_behind_after_an_exception() -> None:
     class Broken(PlainModule):
         broken = False

@@ -15,7 +15,7 @@ from pl_robust.callbacks import CatastrophicOverfittingDetector, CurvatureLogger
 from pl_robust.losses.input_curvature import input_hessian_eigenvalues
 from pl_robust.losses.local_linearity import local_linearity_error
 from pl_robust.modules import AdversarialTraining
-from tests.toys import PlainModule, assert_identical, loader, quiet_trainer, stripes, training_state
+from tests.toys import PlainModule, assert_identical, loader, needs_frozen_parts, quiet_trainer, stripes, training_state
 
 pytestmark = pytest.mark.lightning
 
@@ -246,6 +246,7 @@ def test_arguments_are_checked(arguments: dict[str, Any], message: str) -> None:
         CurvatureLogger(eps=0.1, **arguments)
 
 
+@needs_frozen_parts
 def test_dicts_are_understood_and_the_module_put_back_after_an_exception() -> None:
     class Broken(PlainModule):
         def forward(self, x: Tensor) -> Tensor:

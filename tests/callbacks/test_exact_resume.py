@@ -27,11 +27,10 @@ from pl_robust._lightning import (
 )
 from pl_robust.callbacks import ExactResume
 from tests._processes import run_and_kill, run_ranks
-from tests.toys import quiet_trainer
+from tests.toys import OLD, quiet_trainer
 
 ModelCheckpoint = import_module(f"{NAMESPACE}.callbacks").ModelCheckpoint
 
-OLD = import_module(NAMESPACE).__version__.startswith("1.")
 
 pytestmark = [
     pytest.mark.lightning,

@@ -16,7 +16,7 @@ from pl_robust.datamodules import IndexedDataModule
 from tests._processes import run_ranks
 from tests.callbacks.test_detector_ddp import Frozen, ddp
 from tests.callbacks.test_learning_dynamics import Data, csv_logger
-from tests.toys import PlainModule, assert_identical, loader, quiet_trainer, training_state
+from tests.toys import PlainModule, assert_identical, loader, needs_folders, quiet_trainer, training_state
 
 pytestmark = pytest.mark.lightning
 
@@ -67,6 +67,7 @@ def watch(ranks: int) -> Any:
     return dynamics.history, state, logged, inside.state["looks"], path
 
 
+@needs_folders
 def test_two_ranks_see_what_one_process_sees() -> None:
     history, state, logged, looks, path = watch(1)
     alone = LearningDynamics.load(path)

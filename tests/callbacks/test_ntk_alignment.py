@@ -16,7 +16,7 @@ from pl_robust.callbacks import CurvatureLogger, NTKAlignmentLogger
 from pl_robust.callbacks._float32_view import Float32View
 from pl_robust.callbacks._kernel_target import kernel_target
 from pl_robust.ntk import ntk_alignment
-from tests.toys import PlainModule, assert_identical, loader, quiet_trainer, stripes, training_state
+from tests.toys import PlainModule, assert_identical, loader, needs_frozen_parts, quiet_trainer, stripes, training_state
 
 pytestmark = pytest.mark.lightning
 
@@ -599,6 +599,7 @@ def test_arguments_are_checked(arguments: dict[str, Any], error: Any, message: s
         NTKAlignmentLogger(**arguments)
 
 
+@needs_frozen_parts
 def test_the_module_is_put_back_after_an_exception() -> None:
     class Broken(PlainModule):
         def forward(self, x: Tensor) -> Tensor:

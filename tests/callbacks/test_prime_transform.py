@@ -19,10 +19,18 @@ from pl_robust.cli import run
 from pl_robust.modules import AugmentedTraining
 from pl_robust.transforms import PRIME, AugMix, RandomFilter
 from tests.datamodules.toys import Pair
-from tests.toys import PlainModule, assert_identical, loader, quiet_trainer, stripes, training_state
+from tests.toys import (
+    OLD,
+    PlainModule,
+    assert_identical,
+    loader,
+    needs_lightning,
+    quiet_trainer,
+    stripes,
+    training_state,
+)
 
 ModelCheckpoint = import_module(f"{NAMESPACE}.callbacks").ModelCheckpoint
-OLD = import_module(NAMESPACE).__version__.startswith("1.")
 
 pytestmark = [
     pytest.mark.lightning,
@@ -345,6 +353,7 @@ class Fetching(Recorder):
 
 @pytest.mark.filterwarnings("ignore:Found `dataloader_iter` argument in the `training_step`")
 @pytest.mark.filterwarnings("ignore:You are using the `dataloader_iter` step flavor")
+@needs_lightning("2.1", "such a step's batches pass, as a type that nobody knows")
 def test_a_step_that_fetches_its_own_batches_draws_a_warning() -> None:
     module, data = Fetching(), batches()
     callback = PRIMETransform(halve)

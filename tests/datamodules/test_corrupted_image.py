@@ -3,7 +3,6 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from torch.utils.data import (
     default_collate,
 )
 
-from pl_robust._lightning import NAMESPACE, LightningDataModule, LightningModule
+from pl_robust._lightning import LightningDataModule, LightningModule
 from pl_robust.attacks import FGSM
 from pl_robust.callbacks import CorruptionEvaluator
 from pl_robust.cli import main, run
@@ -37,12 +36,11 @@ from pl_robust.transforms.corruption import CORRUPTIONS, EXTRA_CORRUPTIONS, corr
 from tests._processes import run_ranks
 from tests.datamodules.corruption_toys import COUNT, NAMES, pixel, write_arrays
 from tests.datamodules.toys import to_dict, to_frozen, to_list, to_namedtuple, to_ordered
-from tests.toys import quiet_trainer
+from tests.toys import OLD, quiet_trainer
 
 pytestmark = pytest.mark.lightning
 
 CHOICE = ["gaussian_noise", "fog"]
-OLD = import_module(NAMESPACE).__version__.startswith("1.")
 
 
 class Images(LightningDataModule):

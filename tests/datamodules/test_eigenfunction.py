@@ -26,7 +26,7 @@ from pl_robust.transforms import dct_carrier
 from tests._processes import run_ranks
 from tests.datamodules.toys import Base, Recorder, WithClasses, to_dict, to_frozen, to_list, to_namedtuple
 from tests.ntk._dense import kernel
-from tests.toys import quiet_trainer
+from tests.toys import needs_lightning, needs_shared_shuffling, quiet_trainer
 
 pytestmark = [
     pytest.mark.lightning,
@@ -552,6 +552,7 @@ def _fit(seeds: tuple[int, int]) -> tuple[list[int], list[Any], list[float]]:
     return in_order(data).tolist(), pairs, data.eigen.values.tolist()
 
 
+@needs_shared_shuffling
 def test_all_ranks_have_the_labels_of_rank_zero() -> None:
     expected = in_order(EigenfunctionDataModule(Splits(), Module(0).net, 2)).tolist()
     results = run_ranks(_fit, 2, (0, 1))  # DDP gives rank 1 the weights of rank 0, later
@@ -693,6 +694,7 @@ def test_refuses_eigenfunctions_of_rounding(method: Any) -> None:
         EigenfunctionDataModule(Splits(), linear(), 20, method=method).setup()
 
 
+@needs_lightning("2.0", "CombinedLoader is no public name")
 def test_refuses_a_combined_loader_before_it_decomposes(monkeypatch: pytest.MonkeyPatch) -> None:
     from pl_robust._lightning import NAMESPACE
 

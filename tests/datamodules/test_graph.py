@@ -13,7 +13,7 @@ from pl_robust.datamodules import GraphDataModule
 from pl_robust.datamodules._graph_features import reduce_features
 from tests._processes import run_ranks
 from tests.datamodules.graph_toys import GraphModule, mask, pairs_graph
-from tests.toys import assert_identical, quiet_trainer
+from tests.toys import assert_identical, needs_lightning, quiet_trainer
 
 pytestmark = pytest.mark.lightning
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "planetoid"
@@ -250,6 +250,7 @@ def test_all_steps_get_the_same_tensors_and_the_network_filters_them_once(monkey
     assert module.evaluated[-1].y is not None
 
 
+@needs_lightning("2.0", "Lightning does not warn of it")
 def test_without_validation_nodes_there_is_no_loader() -> None:
     data = GraphDataModule("karate", split="public", val_fraction=0.0)
     assert data.val_dataloader() == []

@@ -27,7 +27,7 @@ from pl_robust.datamodules import CorruptedImageDataModule, ImageDataModule, Ind
 from pl_robust.transforms import dct_low_pass
 from tests._processes import run_ranks
 from tests.datamodules.toys import Base, Recorder, WithClasses, to_dict, to_frozen, to_list, to_namedtuple, to_ordered
-from tests.toys import quiet_trainer
+from tests.toys import needs_lightning, quiet_trainer
 
 pytestmark = [
     pytest.mark.lightning,
@@ -229,10 +229,12 @@ def _ranks(ranks: int, kind: type[DataLoader[Any]], keyword: bool) -> list[list[
 
 @pytest.mark.filterwarnings("ignore:You requested to overfit")
 @pytest.mark.parametrize(("kind", "keyword"), [(DataLoader, False), (DataLoader, True), (Own, False)])
+@needs_lightning("2.0", "the trainer holds a CombinedLoader of any training dataloader")
 def test_positions_survive_the_loader_that_lightning_makes_anew(kind: Any, keyword: bool) -> None:
     assert all(x == index for x, index in _ranks(1, kind, keyword))
 
 
+@needs_lightning("2.0", "the trainer holds a CombinedLoader of any training dataloader")
 def test_positions_survive_the_distributed_sampler() -> None:
     ranks = run_ranks(_ranks, 2, 2, Own, False)
     assert all(x == index for batches in ranks for x, index in batches)

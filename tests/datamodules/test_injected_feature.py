@@ -27,7 +27,7 @@ from tests.datamodules.toys import (
     to_namedtuple,
     to_ordered,
 )
-from tests.toys import quiet_trainer
+from tests.toys import needs_lightning, quiet_trainer
 
 pytestmark = [
     pytest.mark.lightning,
@@ -170,6 +170,7 @@ def test_loaders_that_lightning_builds_anew_keep_the_injection(loop: str) -> Non
     assert torch.equal(seen, _expected(base, 0.1))
 
 
+@needs_lightning("2.0", "a missing loader is another error")
 def test_a_loader_the_base_does_not_have_stays_missing() -> None:
     data = InjectedFeatureDataModule(WithClasses(), 0.1)
     with pytest.raises(MisconfigurationException, match="`predict_dataloader` must be implemented"):

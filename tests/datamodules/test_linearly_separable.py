@@ -19,7 +19,7 @@ from pl_robust.modules import LinearizedTraining
 from pl_robust.ntk import neural_anisotropy_directions
 from tests._processes import run_ranks
 from tests.datamodules.toys import Recorder
-from tests.toys import quiet_trainer
+from tests.toys import needs_shared_shuffling, quiet_trainer
 
 pytestmark = [
     pytest.mark.lightning,
@@ -268,6 +268,7 @@ def _directions(seeds: tuple[int, int]) -> tuple[list[float], list[Any]]:
     return data.direction.flatten().tolist(), [x.flatten(1).tolist() for x, _ in module.batches]
 
 
+@needs_shared_shuffling
 def test_all_ranks_have_the_same_data() -> None:
     expected, _ = neural_anisotropy_directions(Net(0).net.eval(), SHAPE, 3)
     first, second = run_ranks(_directions, 2, (0, 1))

@@ -13,6 +13,7 @@ import yaml
 from pl_robust.cli import run
 from pl_robust.losses import AKD, RSLAD
 from tests.examples.test_quickstart import QUIET
+from tests.toys import needs_lightning
 
 pytestmark = [
     pytest.mark.lightning,
@@ -60,6 +61,7 @@ def test_the_chain_of_teachers_and_student(tmp_path: Path) -> None:
     assert isinstance(run(["fit", *arguments, *QUIET, *SHORT, *QUICK]).model.distillation, RSLAD)
 
 
+@needs_lightning("2.1", "ModelCheckpoint cannot overwrite without counting")
 def test_the_table_trains_teachers_and_students_and_takes_up_where_it_stopped(
     script: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:

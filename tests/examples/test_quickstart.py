@@ -12,6 +12,7 @@ import pytest
 
 from pl_robust.callbacks import CatastrophicOverfittingDetector
 from pl_robust.cli import run
+from tests.toys import needs_folders
 
 pytestmark = pytest.mark.lightning
 
@@ -69,6 +70,7 @@ def check_collapse(seed: int) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Catastrophic overfitting at epoch")
+@needs_folders
 def test_the_quickstart_shows_catastrophic_overfitting() -> None:
     check_collapse(0)
 

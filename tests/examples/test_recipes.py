@@ -15,6 +15,7 @@ from pl_robust.cli import run
 from pl_robust.models import PreActResNet, Preprocessed
 from pl_robust.modules import AugmentedTraining
 from tests.examples.test_quickstart import QUIET
+from tests.toys import needs_named_loaders
 
 pytestmark = pytest.mark.lightning
 
@@ -73,6 +74,7 @@ def small(stem: str, images: str) -> list[str]:
 
 
 @pytest.mark.parametrize("stem", RECIPES)
+@needs_named_loaders
 def test_every_recipe_runs(stem: str, images: str) -> None:
     cli: Any = run(["fit", *small(stem, images), "--trainer.fast_dev_run=2"])
     (metrics, *others) = cli.trainer.test(cli.model, cli.datamodule, verbose=False)

@@ -245,7 +245,7 @@ def test_it_goes_with_its_callbacks_and_resumes_exactly(tmp_path: Path) -> None:
             module = AKDStudent(
                 small_net(), [teacher(1), teacher(2)], PGD(0.1, steps=2), num_classes=3, lr_scheduler="constant"
             )
-            saves = ModelCheckpoint(dirpath=tmp_path, save_last=True, monitor="val/acc_pgd", mode="max")
+            saves = ModelCheckpoint(dirpath=str(tmp_path), save_last=True, monitor="val/acc_pgd", mode="max")
             detector = CatastrophicOverfittingDetector(max_samples=16)
             callbacks = [ExactResume(), detector, saves]
             torch.manual_seed(3)

@@ -251,7 +251,7 @@ def test_a_checkpoint_brings_the_network_back(tmp_path: Path) -> None:
 
 
 def test_the_best_checkpoint_holds_the_weights_that_are_put_back(tmp_path: Path) -> None:
-    checkpoint = import_module(f"{NAMESPACE}.callbacks").ModelCheckpoint(tmp_path, "best", "val/objective")
+    checkpoint = import_module(f"{NAMESPACE}.callbacks").ModelCheckpoint(str(tmp_path), "best", "val/objective")
     settings: dict[str, Any] = {"callbacks": [checkpoint], "enable_checkpointing": True}
     module = fit(gcn(hidden_features=32), graph(sbm_signal=0.5), epochs=60, patience=60, trainer=settings)
     again = NodeClassification.load_from_checkpoint(tmp_path / "best.ckpt", net=gcn(1, hidden_features=32))

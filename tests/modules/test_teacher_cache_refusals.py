@@ -19,7 +19,7 @@ from pl_robust.modules._teacher_cache import TeacherCache, prepare_cache
 from tests.modules.test_adversarial_training import small_net
 from tests.modules.test_akd_student import teacher
 from tests.modules.test_teacher_cache import Indexed, fit
-from tests.toys import quiet_trainer, stripes
+from tests.toys import needs_lightning, quiet_trainer, stripes
 
 
 def small_set(index: Any) -> Any:
@@ -54,6 +54,7 @@ def test_other_inputs_are_an_error() -> None:
 
 
 @pytest.mark.lightning
+@needs_lightning("2.0", "precisions have other names")
 def test_a_cache_of_something_else_is_an_error() -> None:
     fit("cache", epochs=1)
     other = teacher(1)

@@ -75,7 +75,7 @@ def test_one_bit_of_the_seed_turns_half_of_the_bits() -> None:
 
 
 def _popcount(words: np.ndarray) -> float:
-    return float(np.unpackbits(words.view(np.uint8)).sum() / len(words))
+    return float(np.unpackbits(words.view(np.uint8)).sum() / words.size)
 
 
 def test_no_pair_of_rows_shares_bits() -> None:
