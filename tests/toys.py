@@ -35,6 +35,10 @@ needs_shared_shuffling = needs_lightning("2.1", "ranks of different seeds shuffl
 needs_frozen_parts = needs_lightning("2.2", "training starts with all parts in training mode")
 needs_exact_middle = needs_lightning("2.5", "a run resumed inside an epoch trains one batch again")
 needs_rebuilding = needs_lightning("2.4", "`load_from_checkpoint` does not make the networks that the command has made")
+needs_torch_2_6 = pytest.mark.skipif(
+    not hasattr(torch.compiler, "set_stance"),
+    reason="before torch 2.6, torch.compile cannot do this",
+)
 needs_checkpoint_arguments = needs_lightning("2.6", "the command takes no arguments from a checkpoint")
 
 

@@ -16,7 +16,7 @@ import torch
 from pl_robust._lightning import NAMESPACE, Callback, LightningDataModule, LightningModule, Trainer
 from pl_robust.callbacks import PRIMETransform
 from tests.callbacks.test_prime_transform import Recorder, batches, brighten, halve, images
-from tests.toys import OLD, assert_identical, quiet_trainer
+from tests.toys import OLD, assert_identical, needs_torch_2_6, quiet_trainer
 
 pytestmark = pytest.mark.lightning
 
@@ -221,6 +221,7 @@ def test_a_module_whose_hook_is_replaced_draws_a_warning() -> None:
 
 
 @pytest.mark.skipif(OLD, reason="Lightning 1.9 takes no compiled modules")
+@needs_torch_2_6
 def test_a_compiled_module() -> None:
     module, data = Hooked(), batches()
     compiled: Any = torch.compile(module, backend="eager")

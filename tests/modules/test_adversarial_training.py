@@ -17,7 +17,15 @@ from pl_robust.losses import TRADES, GradAlign, Regularizer
 from pl_robust.models import PreActResNet, SmallCNN
 from pl_robust.modules import AdversarialTraining
 from tests.attacks.test_attack import Own
-from tests.toys import assert_identical, loader, needs_lightning, needs_named_loaders, quiet_trainer, stripes
+from tests.toys import (
+    assert_identical,
+    loader,
+    needs_lightning,
+    needs_named_loaders,
+    needs_torch_2_6,
+    quiet_trainer,
+    stripes,
+)
 
 pytestmark = pytest.mark.lightning
 
@@ -356,6 +364,7 @@ def test_attacks_may_be_added_between_evaluations() -> None:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::UserWarning:torch")
+@needs_torch_2_6
 def test_a_compiled_net_is_aligned_too() -> None:
     """AOT autograd has no second derivative: that forward runs eagerly."""
     trained = []
@@ -370,6 +379,7 @@ def test_a_compiled_net_is_aligned_too() -> None:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::UserWarning:torch")
+@needs_torch_2_6
 def test_running_statistics_are_not_written_between_the_derivatives() -> None:
     torch.manual_seed(0)
     net = PreActResNet(width=4)

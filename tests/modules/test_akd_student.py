@@ -252,7 +252,7 @@ def test_it_goes_with_its_callbacks_and_resumes_exactly(tmp_path: Path) -> None:
             trainer = quiet_trainer(max_epochs=epochs, callbacks=callbacks, enable_checkpointing=True)
             resumes = epochs != stop
             with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "Checkpoint directory|The dirpath has changed")
+                warnings.filterwarnings("ignore", "Checkpoint directory|The dirpath has changed|.*Masked gradients")
                 trainer.fit(module, loader(48, shuffle=True), loader(16), ckpt_path=path if resumes else None)
             if stop == 3:
                 break

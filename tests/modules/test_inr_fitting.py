@@ -24,7 +24,7 @@ from pl_robust.modules._net_group import NetGroup
 from pl_robust.modules._signal_batch import split_signals
 from pl_robust.modules.inr_fitting import published_adam
 from tests._processes import run_ranks
-from tests.toys import assert_identical, needs_named_loaders, needs_rebuilding, quiet_trainer
+from tests.toys import assert_identical, needs_named_loaders, needs_rebuilding, needs_torch_2_6, quiet_trainer
 
 pytestmark = pytest.mark.lightning
 
@@ -197,6 +197,7 @@ def test_networks_that_share_all_but_a_bias() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # torch's compiler
+@needs_torch_2_6
 def test_a_compiled_module_trains_as_it_does_itself() -> None:
     def run(compiled: bool) -> INRFitting:
         torch.manual_seed(0)
