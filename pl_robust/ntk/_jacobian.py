@@ -81,7 +81,7 @@ class Jacobian:
             gradients = torch.autograd.grad(values, parameters, plain(v).to(values), materialize_grads=True)
             self._check_hidden()
             for part, gradient in zip(parts, gradients, strict=True):
-                # Embeddings may give sparse ones; the zeros of torch 2.2 require gradients.
+                # Embeddings may give sparse ones; the zeros of torch 2.4 require gradients.
                 part += (gradient.to_dense() if gradient.is_sparse else gradient).detach().reshape(-1).to(part)
         return self.reduce(total)
 
