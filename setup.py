@@ -33,7 +33,7 @@ setup(
     ],
     package_data={"pl_robust": ["py.typed"]},
     install_requires=[
-        "torch>=2.4",  # before, attention can hardly be differentiated twice or forwards
+        "torch>=2.4",  # asks each device whether it has autocast; before 2.3, fused attention has no second derivative
         "torchvision>=0.19",  # the one beside torch 2.4
         # 1.9.5 is the last release that lightning-bolts takes; 2.6.2 and 2.6.3 were compromised (GHSA-w37p-236h-pfx3)
         "pytorch-lightning>=1.9.5,<3,!=2.6.2,!=2.6.3",

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import copy
-import operator
 from typing import Any, Literal
-
-from lightning_utilities.core.imports import compare_version
 
 from pl_robust._batch import split_batch
 from pl_robust._dataloaders import count_real, flatten_loaders, loader_names
 from pl_robust._figure import publish_figure
 from pl_robust._lightning import (
-    NAMESPACE,
     Callback,
     LightningModule,
     MisconfigurationException,
     Trainer,
+    is_before,
     rank_zero_info,
     rank_zero_warn,
 )
@@ -28,7 +25,7 @@ from pl_robust.callbacks._observer import refuse_split_parameters
 from pl_robust.metrics import CalibrationSummary
 
 # Lightning's own ending, under which it lets nobody log at an epoch's end before 2.5.3.
-_NUMBERED = "/dataloader_idx_{}" if compare_version(NAMESPACE, operator.ge, "2.5.3") else "/{}"
+_NUMBERED = "/{}" if is_before("2.5.3") else "/dataloader_idx_{}"
 
 
 class CalibrationLogger(Callback):

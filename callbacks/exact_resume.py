@@ -11,7 +11,14 @@ from torch import distributed as dist
 
 from pl_robust._dataloaders import flatten_loaders
 from pl_robust._generators import Generator, walk
-from pl_robust._lightning import Callback, LightningModule, MisconfigurationException, Trainer, rank_zero_warn
+from pl_robust._lightning import (
+    Callback,
+    LightningModule,
+    MisconfigurationException,
+    Trainer,
+    is_before,
+    rank_zero_warn,
+)
 
 # Where in an epoch a checkpoint was written. Lightning goes on differently after each.
 _INSIDE = "inside"  # somewhere before the last batch's validation is over
@@ -34,8 +41,9 @@ class ExactResume(Callback):
     What holds:
 
     * Checkpoints of an epoch's end (``on_train_epoch_end``, or ``on_validation_end`` after the last batch) resume
-      exactly. Hooks of that event that come after the checkpoint's are not run again: what they draw is missing (the
-      LightningModule's ``on_validation_end``; with pytorch-lightning 1.9 its ``on_train_epoch_end``, too).
+      exactly. Hooks of that event that come after the checkpoint's are not run again: what they do is missing (the
+      LightningModule's ``on_validation_end``; with pytorch-lightning 1.9 its ``on_train_epoch_end``, too, and the step
+      of a schedule that it takes there by hand).
     * Checkpoints inside an epoch do so behind an optimizer's step, with Lightning 2.5 or later, if the training
       dataloaders keep their own state (``state_dict`` and ``load_state_dict``), as that of ``SignalDataModule`` does,
       and no ``on_train_start`` draws. With others they do not: Lightning starts the dataloader anew and trains what is
@@ -136,9 +144,9 @@ class ExactResume(Callback):
         if self._loaded is not None and self._loaded["position"] == _VALIDATED:
             self._restore(trainer, pl_module, self._loaded)
             self._loaded = None
-            if not _steps_on_plateaus(trainer):
-                # Before 2.5, Lightning steps an epoch's schedules a second time where it thinks that it restarts.
-                trainer.fit_loop._restarting = False
+        if not _steps_on_plateaus(trainer):  # whose metric may be lost
+            # Before 2.5, Lightning steps the other schedules a second time in an epoch that it has resumed.
+            trainer.fit_loop._restarting = False
         self._mark(trainer, pl_module, _ENDED if _is_complete(trainer) else _INSIDE)
 
     def _mark(self, trainer: Trainer, pl_module: LightningModule, position: str) -> None:
@@ -170,7 +178,7 @@ def _obstacles(trainer: Any, position: str) -> list[str]:
                 "the checkpoint was written inside an epoch, and Lightning trains the rest of it on other batches"
                 " (use a checkpoint of an epoch's end)"
             )
-        elif not hasattr(trainer.fit_loop, "reset_restart_stage"):
+        elif is_before("2.5"):
             obstacles.append(
                 "the checkpoint was written inside an epoch, and Lightning before 2.5 trains the batch before it again"
                 " (use a checkpoint of an epoch's end)"
@@ -186,7 +194,10 @@ def _obstacles(trainer: Any, position: str) -> list[str]:
     if trainer.reload_dataloaders_every_n_epochs:
         obstacles.append("dataloaders are reloaded in other epochs (use reload_dataloaders_every_n_epochs=0)")
     if _steps_on_plateaus(trainer):
-        obstacles.append("ReduceLROnPlateau misses the step that follows the checkpoint")
+        obstacles.append(
+            "ReduceLROnPlateau misses the step that follows the checkpoint"
+            + (", and Lightning before 2.5 steps the other schedules of epochs twice" if is_before("2.5") else "")
+        )
     return obstacles
 
 
@@ -200,7 +211,7 @@ def _finish_epoch(trainer: Any) -> None:
     if loop.restarting:
         loop._restarting = False  # the property's setter would put it back
         loop.epoch_loop.restarting = False
-        if hasattr(loop, "reset_restart_stage"):  # not before 2.5
+        if not is_before("2.5"):
             loop.reset_restart_stage()
         progress = loop.epoch_progress
         for counts in (progress.current, progress.total):

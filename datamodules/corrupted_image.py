@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args
 
@@ -19,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from pl_robust._dataloaders import flatten_loaders
-from pl_robust._lightning import NAMESPACE, LightningDataModule, rank_zero_info, unsavable
+from pl_robust._lightning import LightningDataModule, is_before, rank_zero_info, unsavable
 from pl_robust._number import check_count
 from pl_robust.datamodules._corruption_arrays import CorruptionArrays
 from pl_robust.datamodules._corruption_folders import CorruptionFolders
@@ -215,7 +214,7 @@ class CorruptedImageDataModule(DataModuleWrapper):
         sets = {"clean": clean} if self.clean else {}
         sets.update({f"{name}/{step}": make(name, step) for name in self.corruptions for step in self.severities})
         # Lightning 1 would iterate over the names.
-        return list(sets.values()) if import_module(NAMESPACE).__version__.startswith("1.") else sets
+        return list(sets.values()) if is_before("2.0") else sets
 
     def _generated(self, indexed: DataLoader[Any], name: str, severity: int) -> Any:
         return self._wrap(indexed, self._transform(name, severity))

@@ -9,13 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import suppress
-from importlib import import_module
 from typing import Any, Literal, TypeAlias, get_args
 
 from torch import Tensor
 
 from pl_robust._dataloaders import flatten_loaders
-from pl_robust._lightning import NAMESPACE, LightningDataModule, unsavable
+from pl_robust._lightning import LightningDataModule, is_before, unsavable
 from pl_robust._number import parse_number
 from pl_robust.datamodules._injection import InjectedSet, Injection, Mode, check_shuffled
 from pl_robust.datamodules._wrapper import DataModuleWrapper
@@ -127,7 +126,7 @@ class InjectedFeatureDataModule(DataModuleWrapper):
             name: loader if name == "clean" else self._wrap(loader, self._transform(name)) for name in self._test_sets
         }
         # Lightning 1 would iterate over the names.
-        return list(sets.values()) if import_module(NAMESPACE).__version__.startswith("1.") else sets
+        return list(sets.values()) if is_before("2.0") else sets
 
     def _transform(self, which: InjectedSet = "injected") -> Injection:
         return Injection(self._beta, self.num_classes, self._carriers, self._mode, which, *self._keys)

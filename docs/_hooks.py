@@ -16,8 +16,8 @@ from typing import Any
 ROOMS = ("attacks", "transforms", "ntk", "losses", "metrics", "models", "modules", "callbacks", "datamodules")
 ROOT = Path(__file__).resolve().parents[1]
 BESIDE = ("callbacks", "datamodules")  # stand beside pl_robust/ and are installed inside it, as setup.py says
-# Of docstrings; a block goes on to the next empty line.
-_FORMULA = re.compile(r":math:`(?P<inline>[^`]+)`|\.\. math::(?P<block>.+?)(?=\n[ ]*\n)", re.DOTALL)
+# Of docstrings; a block goes on to the next empty line or the end.
+_FORMULA = re.compile(r":math:`(?P<inline>[^`]+)`|\.\. math::(?P<block>.+?)(?=\n[ ]*\n|\s*\"{3})", re.DOTALL)
 
 
 def api_pages() -> dict[str, str]:

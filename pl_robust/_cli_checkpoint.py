@@ -8,10 +8,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pl_robust._cli_errors import ConfigurationError
 
 _KEYWORDS = ("best", "last", "hpc")  # Lightning's own answers to `ckpt_path`
-UNREADABLE = (pickle.UnpicklingError, EOFError, KeyError, RuntimeError, AttributeError)  # what is no checkpoint raises
+UNREADABLE = (pickle.UnpicklingError, EOFError, LookupError, RuntimeError, AttributeError)  # of what is no checkpoint
 
 _AS_NET = (
     "to take the weights that it holds, say `net: {class_path: Pretrained, init_args: {net: ..., checkpoint: ...}}` "
@@ -32,19 +34,25 @@ def why_unreadable(path: str, error: Exception) -> str:
     return f"ckpt_path: {path!r} is no checkpoint that can be read"
 
 
-def check_checkpoint(path: str | None) -> None:
+def check_checkpoint(path: str | None, *, read: bool) -> None:
     """Refuse a ``ckpt_path`` that is not there, before the data is read and the network made.
 
     Args:
         path: file, folder of a sharded checkpoint, address of another file system, or a keyword of Lightning's.
+        read: whether to look into a file, too, for Lightnings that would unpickle whatever it holds.
 
     Raises:
-        ConfigurationError: if there is no such file.
+        ConfigurationError: if there is no such file, or it holds more than plain values and tensors.
     """
     if not path or path in _KEYWORDS or path.startswith("registry") or "://" in path:
         return
     if not Path(path).exists():
         raise ConfigurationError(f"ckpt_path: there is no file {path!r}")
+    if read and Path(path).is_file():
+        try:
+            torch.load(path, weights_only=True, map_location="cpu").keys()
+        except UNREADABLE as error:
+            raise ConfigurationError(why_unreadable(path, error)) from error
 
 
 def check_replaced(asked: Mapping[str, Any], found: Mapping[str, Any]) -> str | None:

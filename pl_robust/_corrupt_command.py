@@ -38,9 +38,7 @@ def corrupt_command(args: Sequence[str]) -> None:
     parser.add_function_arguments(write_corruptions, as_group=False)
     try:
         settings = parser.parse_args(list(args))
-        # `instantiate_classes` is its name before jsonargparse 4.49, and draws a warning since.
-        instantiate: Any = getattr(parser, "instantiate", None) or parser.instantiate_classes
-        arguments = dict(instantiate(settings))
+        arguments: dict[str, Any] = dict(parser.instantiate(settings))
         del arguments["config"]
         write_corruptions(**arguments)
     except ArgumentError as error:

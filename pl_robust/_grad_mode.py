@@ -12,7 +12,8 @@ import torch
 def autograd_on() -> Iterator[None]:
     """Switch autograd on, also inside ``no_grad``, inference mode and autocast there."""
     if torch.is_inference_mode_enabled():
-        # Autocast keeps the weights that it has cast, in torch 2.4 also those cast here, which autograd refuses.
+        # Autocast keeps the weights that it has cast. Torch 2.4 finds those of inference mode here again, and autograd
+        # refuses them.
         torch.clear_autocast_cache()
     with torch.inference_mode(False), torch.enable_grad():
         yield

@@ -10,6 +10,7 @@ module for the Trainer of the other. The namespace is chosen once, when a Lightn
 
 from __future__ import annotations
 
+import operator
 import os
 import sys
 from collections.abc import Callable, Iterable
@@ -17,6 +18,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from lightning_utilities.core.imports import compare_version
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import Optimizer
 
@@ -46,6 +48,12 @@ def _choose() -> str:
 
 NAMESPACE = _choose()
 
+
+def is_before(version: str) -> bool:
+    """Tell whether the Lightning of this process is older than a version."""
+    return compare_version(NAMESPACE, operator.lt, version)
+
+
 if TYPE_CHECKING:
     from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
     from pytorch_lightning.utilities.exceptions import MisconfigurationException  # type: ignore[attr-defined]
@@ -73,6 +81,7 @@ __all__ = (
     "MisconfigurationException",
     "OptimizerCallable",
     "Trainer",
+    "is_before",
     "rank_zero_info",
     "rank_zero_warn",
     "unsavable",

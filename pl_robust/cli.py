@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import operator
-import pickle
 import sys
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from pl_robust import __version__
@@ -87,13 +86,13 @@ def run(args: Sequence[str] | None = None) -> Any:
             getattr(face, name)  # a class goes by its short name once it is imported
 
     from jsonargparse import ArgumentError
-    from lightning_utilities.core.imports import compare_version
 
     from pl_robust._lightning import (
         NAMESPACE,
         LightningDataModule,
         LightningModule,
         MisconfigurationException,
+        is_before,
         rank_zero_info,
     )
 
@@ -112,10 +111,10 @@ def run(args: Sequence[str] | None = None) -> Any:
             except ArgumentError as error:
                 raise ConfigurationError(explain(str(error))) from error
             chosen = self.config.get(self.config.get("subcommand")) or {}
-            check_checkpoint(chosen.get("ckpt_path"))
+            check_checkpoint(chosen.get("ckpt_path"), read=is_before("2.6"))  # later ones read it themselves
 
         def _parse_ckpt_path(self) -> None:  # the newer Lightnings': the checkpoint's hyperparameters win
-            if compare_version(NAMESPACE, operator.lt, "2.6"):
+            if is_before("2.6"):
                 return  # 2.5.5 and 2.5.6 do not look for the class that they belong to, and fail
             chosen = self.config["subcommand"]
             asked = self.config[chosen]["model"].as_dict()
@@ -138,11 +137,11 @@ def run(args: Sequence[str] | None = None) -> Any:
                 if error.args != (VERSION_KEY,) or passes_other_code(error):
                     raise
                 raise ConfigurationError(NOT_OF_LIGHTNING) from error
-            except pickle.UnpicklingError as error:  # of `--ckpt_path`, where Lightning has not looked into it before
-                path = self.config[subcommand]["ckpt_path"]
-                if path is None or passes_other_code(error):
+            except IsADirectoryError as error:
+                path = self.config[subcommand].get("ckpt_path")
+                if path is None or Path(path).resolve() != Path(error.filename).resolve():
                     raise
-                raise ConfigurationError(why_unreadable(path, error)) from error
+                raise ConfigurationError(f"ckpt_path: {path!r} is a folder, and this strategy reads files") from error
 
         def instantiate_classes(self) -> None:
             try:

@@ -300,14 +300,26 @@ class Plain:
 
 
 @needs_checkpoint_arguments
+def test_a_checkpoint_without_a_class(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["test", "--config", config(tmp_path), *QUIET, "--ckpt_path=one.ckpt"]
+    torch.save({"hyper_parameters": {"lr_peak": 0.5}, "state_dict": {}}, "one.ckpt")  # as from a script
+    assert "was not written by pl-robust, and does not say of which class it is" in _fails(command, capsys)
+
+
 def test_a_file_that_is_no_checkpoint_of_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["test", "--config", config(tmp_path), *QUIET, "--ckpt_path=one.ckpt"]
     torch.save({"state_dict": SmallCNN().state_dict()}, "one.ckpt")
     assert "the file was not written by Lightning; to take the weights that it holds, say" in _fails(command, capsys)
-    torch.save({"hyper_parameters": {"lr_peak": 0.5}, "state_dict": {}}, "one.ckpt")  # as from a script
-    assert "was not written by pl-robust, and does not say of which class it is" in _fails(command, capsys)
     torch.save({"hyper_parameters": {"thing": Plain()}}, "one.ckpt")
     assert f"holds an object of {__name__}.Plain, which is not read" in _fails(command, capsys)
+    torch.save(torch.ones(2), "one.ckpt")
+    assert "ckpt_path: 'one.ckpt' is no checkpoint that can be read" in _fails(command, capsys)
+    for content in (b"", b"no checkpoint", b"\x80\x02e."):
+        Path("one.ckpt").write_bytes(content)
+        assert "ckpt_path: 'one.ckpt' is no checkpoint that can be read" in _fails(command, capsys)
+    Path("one.ckpt").unlink()
+    Path("one.ckpt").mkdir()
+    assert "ckpt_path: 'one.ckpt' is a folder, and this strategy reads files" in _fails(command, capsys)
     command = ["fit", "--config", config(tmp_path), *QUIET, "--ckpt_path=best", "--trainer.enable_checkpointing=false"]
     assert "`ModelCheckpoint` is not configured" in _fails(command, capsys)
 

@@ -16,13 +16,13 @@ import torch
 import yaml
 from torch import nn
 
-from pl_robust._lightning import NAMESPACE, Callback, LightningDataModule, LightningModule, Trainer
+from pl_robust._lightning import NAMESPACE, Callback, LightningDataModule, LightningModule, Trainer, is_before
 from pl_robust.callbacks import ExactResume
 from pl_robust.cli import run
 from pl_robust.models import SmallCNN
 from tests._processes import run_and_kill, run_ranks
 from tests.contracts import ALONE, CHANGES_TRAINING, ROOMS, RUNS, TEACHER, public
-from tests.toys import assert_identical, is_before, training_state
+from tests.toys import assert_identical, training_state
 
 pytestmark = [
     pytest.mark.lightning,

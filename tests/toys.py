@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import copy
-import operator
 from typing import Any
 
 import pytest
 import torch
-from lightning_utilities.core.imports import compare_version
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from pl_robust._lightning import NAMESPACE, LightningModule, Trainer
-
-
-def is_before(version: str) -> bool:
-    """Whether this Lightning is older."""
-    return compare_version(NAMESPACE, operator.lt, version)
+from pl_robust._lightning import LightningModule, Trainer, is_before
 
 
 def needs_lightning(version: str, why: str) -> pytest.MarkDecorator:
-    """Skip what an older Lightning cannot do; the README lists what a user would notice."""
+    """Skip what an older Lightning cannot do. What a user would notice of it belongs into the README."""
     return pytest.mark.skipif(is_before(version), reason=f"before Lightning {version}, {why}")
 
 
@@ -37,7 +30,7 @@ needs_exact_middle = needs_lightning("2.5", "a run resumed inside an epoch train
 needs_rebuilding = needs_lightning("2.4", "`load_from_checkpoint` does not make the networks that the command has made")
 needs_torch_2_6 = pytest.mark.skipif(
     not hasattr(torch.compiler, "set_stance"),
-    reason="before torch 2.6, torch.compile cannot do this",
+    reason="before torch 2.6, nobody can make a compiled network run eagerly",
 )
 needs_checkpoint_arguments = needs_lightning("2.6", "the command takes no arguments from a checkpoint")
 

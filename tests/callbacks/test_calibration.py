@@ -1,18 +1,16 @@
 from __future__ import annotations
 
 import math
-import operator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from lightning_utilities.core.imports import compare_version
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from pl_robust._lightning import NAMESPACE, Callback, LightningModule, MisconfigurationException, Trainer
+from pl_robust._lightning import NAMESPACE, Callback, LightningModule, MisconfigurationException, Trainer, is_before
 from pl_robust.attacks import FGSM, PGD, Attack
 from pl_robust.callbacks import CalibrationLogger
 from pl_robust.callbacks._calibration_report import draw_reliability
@@ -252,9 +250,7 @@ def test_dataloaders_without_names_have_their_numbers_behind() -> None:
     logger = CalibrationLogger(FGSM(0.1), suffix="_fgsm")
     trainer = quiet_trainer(callbacks=[logger])
     trainer.test(Scripted(), [steps(16), steps(40)], verbose=False)
-    # Before, Lightning refuses its own ending.
-    numbered = "/dataloader_idx_{}" if compare_version(NAMESPACE, operator.ge, "2.5.3") else "/{}"
-    ends = [numbered.format(index) for index in range(2)]
+    ends = ["/0", "/1"] if is_before("2.5.3") else ["/dataloader_idx_0", "/dataloader_idx_1"]
     assert [(row["end"], row["samples"]) for row in logger.history] == list(zip(ends, (16, 40), strict=True))
     assert set(trainer.callback_metrics) == {f"test/{key}_fgsm{end}" for key in KEYS for end in ends}
     for row in logger.history:

@@ -24,7 +24,15 @@ from pl_robust.callbacks import CorruptionEvaluator
 from pl_robust.datamodules import CorruptedImageDataModule
 from pl_robust.modules import AdversarialTraining
 from pl_robust.transforms.corruption import CORRUPTIONS, corrupt, table_for
-from tests.toys import PlainModule, assert_identical, needs_named_loaders, quiet_trainer, stripes, training_state
+from tests.toys import (
+    PlainModule,
+    assert_identical,
+    needs_named_loaders,
+    needs_torch_2_6,
+    quiet_trainer,
+    stripes,
+    training_state,
+)
 
 pytestmark = pytest.mark.lightning
 
@@ -472,6 +480,7 @@ def test_figures_and_files_find_their_place(tmp_path: Path) -> None:
     assert len(events.Scalars("other/mce")) == 2
 
 
+@needs_torch_2_6
 def test_a_compiled_network_is_looked_at_without_being_compiled_anew() -> None:
     compiled: list[int] = []
 
@@ -484,8 +493,6 @@ def test_a_compiled_network_is_looked_at_without_being_compiled_anew() -> None:
             super().__init__()
             self.net = torch.compile(self.net, backend=backend)  # type: ignore[assignment]
 
-    if not hasattr(torch.compiler, "set_stance"):
-        pytest.skip("needs torch 2.6")
     train(module=Compiled())
     without = len(compiled)
     compiled.clear()

@@ -15,7 +15,16 @@ from pl_robust.callbacks import CatastrophicOverfittingDetector, CurvatureLogger
 from pl_robust.losses.input_curvature import input_hessian_eigenvalues
 from pl_robust.losses.local_linearity import local_linearity_error
 from pl_robust.modules import AdversarialTraining
-from tests.toys import PlainModule, assert_identical, loader, needs_frozen_parts, quiet_trainer, stripes, training_state
+from tests.toys import (
+    PlainModule,
+    assert_identical,
+    loader,
+    needs_frozen_parts,
+    needs_torch_2_6,
+    quiet_trainer,
+    stripes,
+    training_state,
+)
 
 pytestmark = pytest.mark.lightning
 
@@ -176,6 +185,7 @@ def test_a_flat_or_diverged_network_is_drawn_and_ends_no_run(tmp_path: Path) -> 
         assert module is not flat or values.tolist() == [0, 0]
 
 
+@needs_torch_2_6
 def test_a_compiled_network_is_looked_at_without_being_compiled_anew() -> None:
     compiled: list[int] = []
 
@@ -188,8 +198,6 @@ def test_a_compiled_network_is_looked_at_without_being_compiled_anew() -> None:
             super().__init__()
             self.net = torch.compile(self.net, backend=backend)  # type: ignore[assignment]
 
-    if not hasattr(torch.compiler, "set_stance"):
-        pytest.skip("needs torch 2.6")
     train(module=Compiled())
     without = len(compiled)
     assert without

@@ -372,6 +372,15 @@ def test_a_resume_that_is_not_exact_says_so(arguments: dict[str, Any], message: 
         _train(tmp_path, name, max_epochs=2, **arguments)
 
 
+@pytest.mark.filterwarnings("ignore:.*checkpoint that ended before the epoch ended")
+def test_a_schedule_of_epochs_steps_once_in_an_epoch_that_is_resumed(tmp_path: Path) -> None:
+    arguments: dict[str, Any] = {"module": Epochwise, "checkpoint": {"every_n_train_steps": 4, "filename": "{step}"}}
+    wanted = _train(tmp_path, **arguments)
+    with pytest.warns(UserWarning, match="written inside an epoch"):
+        got = _train(tmp_path, "step=4.ckpt", **arguments)
+    assert _differing({"scheduler": wanted["scheduler"]}, got) == []
+
+
 def test_a_checkpoint_without_random_state_is_warned_about(tmp_path: Path) -> None:
     _train(tmp_path, exact=False, max_epochs=1)
     with pytest.warns(UserWarning, match="written without ExactResume"):

@@ -16,7 +16,16 @@ from pl_robust.callbacks import CurvatureLogger, NTKAlignmentLogger
 from pl_robust.callbacks._float32_view import Float32View
 from pl_robust.callbacks._kernel_target import kernel_target
 from pl_robust.ntk import ntk_alignment
-from tests.toys import PlainModule, assert_identical, loader, needs_frozen_parts, quiet_trainer, stripes, training_state
+from tests.toys import (
+    PlainModule,
+    assert_identical,
+    loader,
+    needs_frozen_parts,
+    needs_torch_2_6,
+    quiet_trainer,
+    stripes,
+    training_state,
+)
 
 pytestmark = pytest.mark.lightning
 
@@ -437,9 +446,8 @@ def test_layers_that_are_unfrozen_during_training_enter_the_kernel() -> None:
 
 
 @pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["net", "module"])
+@needs_torch_2_6
 def test_a_compiled_network_is_looked_at_without_being_compiled_anew(whole: bool) -> None:
-    if not hasattr(torch.compiler, "set_stance"):
-        pytest.skip("needs torch 2.6")
     from torch._dynamo.testing import CompileCounterWithBackend
 
     def fit(*callbacks: Callback) -> int:

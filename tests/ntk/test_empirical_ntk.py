@@ -19,7 +19,6 @@ DOUBLE = torch.float64
 NOT_FUNCTIONAL = {"custom_function", "checkpointed", "energy"}  # torch.func cannot run these
 # At its first use torch loads its compiler, which sets environment variables: not inside a test.
 jacrev(torch.sin)(torch.zeros(1))
-STRUCTURED = hasattr(torch.autograd.graph, "GradientEdge")
 
 
 def functional_kernel(model: nn.Module, x: Tensor) -> Tensor:
@@ -65,8 +64,7 @@ def test_it_is_the_product_of_jacobians(name: str, unknown: set[str]) -> None:
     expected = _dense.kernel(model, x) if name in NOT_FUNCTIONAL else functional_kernel(model, x)
     assert deviation(empirical_ntk(model, x, outputs="full"), expected) < 1e-10
     assert deviation(empirical_ntk(model, x), trace(expected)) < 1e-10
-    if STRUCTURED:
-        assert unknown == zoo.UNKNOWN.get(name, set())
+    assert unknown == zoo.UNKNOWN.get(name, set())
     rows = empirical_ntk(model, x[:3], x[1:], outputs="full", chunk_size=2)
     assert deviation(rows, expected[:3, 1:]) < 1e-10
 
@@ -228,7 +226,6 @@ class Masks(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.skipif(not STRUCTURED, reason="torch 2.1 has no gradient edges")
 def test_it_costs_a_forward_and_a_backward_for_each_output_and_no_weight_gradient() -> None:
     model, x = LeNet(3, image_size=8).eval(), torch.randn(8, 3, 8, 8)
     with Masks() as masks:

@@ -28,7 +28,7 @@ def blur_along(x: Tensor, radius: float, sigma: float, angle: Tensor) -> Tensor:
     r"""Blur each image along a line, one-sided, as ImageMagick's motion-blur operator does.
 
     .. math:: y_{r, c} = \sum_{i = 0}^{2 \cdot radius} w_i\, x_{r + \lceil i \sin \theta - 1/2 \rceil,\;
-        c + \lceil i \cos \theta - 1/2 \rceil}, \qquad w_i \propto e^{-i^2 / 2 sigma^2}, \quad \sum_i w_i = 1
+        c + \lceil i \cos \theta - 1/2 \rceil}, \qquad w_i \propto e^{-i^2 / 2 \sigma^2}, \quad \sum_i w_i = 1
 
     Rows count downwards: at angle 0 a pixel takes its right neighbours' values, so that a bright point leaves a trail
     to its left; at 90 degrees it takes those below, and the trail goes up. What lies outside repeats the edge.
