@@ -16,8 +16,6 @@ from typing import Any
 ROOMS = ("attacks", "transforms", "ntk", "losses", "metrics", "models", "modules", "callbacks", "datamodules")
 ROOT = Path(__file__).resolve().parents[1]
 BESIDE = ("callbacks", "datamodules")  # stand beside pl_robust/ and are installed inside it, as setup.py says
-# Of docstrings; a block goes on to the next empty line or the end.
-_FORMULA = re.compile(r":math:`(?P<inline>[^`]+)`|\.\. math::(?P<block>.+?)(?=\n[ ]*\n|\s*\"{3})", re.DOTALL)
 
 
 def api_pages() -> dict[str, str]:
@@ -61,7 +59,7 @@ def on_config(config: Any) -> None:
     config.plugins["mkdocstrings"].config["handlers"]["python"]["paths"] = [str(staged)]
     for path in (staged / "pl_robust").rglob("*.py"):
         text = re.sub(r"^( +)Example:$", r"\1Examples:", path.read_text("utf-8"), flags=re.MULTILINE)  # griffe's word
-        text = _FORMULA.sub(_mathml, text.replace(":class:`", "`"))
+        text = re.sub(r":math:`([^`]+)`", _mathml, text.replace(":class:`", "`"))
         path.write_text(text, "utf-8")
     atexit.register(shutil.rmtree, staged)
 
@@ -70,9 +68,7 @@ def _mathml(formula: re.Match[str]) -> str:
     from latex2mathml.converter import convert  # only mkdocs calls this
 
     # Browsers draw MathML without a script. At the start of a line Markdown would take it for a block, hence the span.
-    inline = formula["inline"]
-    drawn = convert(" ".join((inline or formula["block"]).split()), display="inline" if inline else "block")
-    return f"<span>{drawn}</span>" if inline else f"<div>{drawn}</div>"
+    return f"<span>{convert(' '.join(formula[1].split()))}</span>"
 
 
 on_config.mkdocs_priority = 100  # type: ignore[attr-defined]  # before mkdocstrings looks at its paths

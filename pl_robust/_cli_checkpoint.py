@@ -8,8 +8,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from pl_robust._cli_errors import ConfigurationError
 
 _KEYWORDS = ("best", "last", "hpc")  # Lightning's own answers to `ckpt_path`
@@ -49,6 +47,8 @@ def check_checkpoint(path: str | None, *, read: bool) -> None:
     if not Path(path).exists():
         raise ConfigurationError(f"ckpt_path: there is no file {path!r}")
     if read and Path(path).is_file():
+        import torch  # not above, because `--help` and `--version` come at once
+
         try:
             torch.load(path, weights_only=True, map_location="cpu").keys()
         except UNREADABLE as error:

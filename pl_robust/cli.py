@@ -139,7 +139,7 @@ def run(args: Sequence[str] | None = None) -> Any:
                 raise ConfigurationError(NOT_OF_LIGHTNING) from error
             except IsADirectoryError as error:
                 path = self.config[subcommand].get("ckpt_path")
-                if path is None or Path(path).resolve() != Path(error.filename).resolve():
+                if path is None or Path(path).resolve() != Path(str(error.filename)).resolve():
                     raise
                 raise ConfigurationError(f"ckpt_path: {path!r} is a folder, and this strategy reads files") from error
 

@@ -57,6 +57,9 @@ def test_version_and_help_come_at_once(command: list[str], tmp_path: Path) -> No
     answer = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert "usage: pl-robust" in answer.stdout
     assert time.perf_counter() - start < 2  # importing Lightning alone takes longer
+    code = "import sys, pl_robust.cli; print({'torch', 'pytorch_lightning', 'lightning'} & set(sys.modules))"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert answer.stdout.strip() == "set()"
 
 
 def test_fractions_short_names_and_links(tmp_path: Path) -> None:

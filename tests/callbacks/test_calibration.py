@@ -249,11 +249,15 @@ def test_dataloaders_have_their_names_behind() -> None:
 def test_dataloaders_without_names_have_their_numbers_behind() -> None:
     logger = CalibrationLogger(FGSM(0.1), suffix="_fgsm")
     trainer = quiet_trainer(callbacks=[logger])
-    trainer.test(Scripted(), [steps(16), steps(40)], verbose=False)
+    for evaluate in (trainer.validate, trainer.test):
+        evaluate(Scripted(), [steps(16), steps(40)], verbose=False)
+    few, many = logger.history[2:]
+    assert [numbers(row) for row in logger.history[:2]] == [numbers(few), numbers(many)]
+    assert numbers(few) != numbers(many)
     ends = ["/0", "/1"] if is_before("2.5.3") else ["/dataloader_idx_0", "/dataloader_idx_1"]
-    assert [(row["end"], row["samples"]) for row in logger.history] == list(zip(ends, (16, 40), strict=True))
+    assert [(row["end"], row["samples"]) for row in (few, many)] == list(zip(ends, (16, 40), strict=True))
     assert set(trainer.callback_metrics) == {f"test/{key}_fgsm{end}" for key in KEYS for end in ends}
-    for row in logger.history:
+    for row in (few, many):
         assert float(trainer.callback_metrics[f"test/nll_adv_fgsm{row['end']}"]) == pytest.approx(row["nll_adv"])
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from pl_robust._lightning import Callback, LightningDataModule
+from pl_robust._lightning import Callback, LightningDataModule, is_before
 from pl_robust.attacks import FGSM
 from pl_robust.datamodules import IndexedDataModule
 from pl_robust.losses import AKD, ARD, Distillation
@@ -113,7 +113,7 @@ def test_what_an_epoch_leaves_out_is_asked_when_it_is_met() -> None:
     for drop_last in (False, True):
         alone, _ = fit(None, ragged, drop_last=drop_last)
         for state, asked in (fit(f"ragged{drop_last}", ragged, drop_last=drop_last) for _ in range(2)):
-            assert asked <= (80 if drop_last else 41 + 32)  # of 96 and 123; a batch is asked whole
+            assert asked <= (80 if drop_last and is_before("2.1") else 41 + 32)  # shuffled otherwise there
             for one, other in zip(state.values(), alone.values(), strict=True):
                 torch.testing.assert_close(one, other)
 
